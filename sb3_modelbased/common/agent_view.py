@@ -1,0 +1,94 @@
+"""
+What the agent sees of the environment's units.
+
+The model, the buffers and known functions work in the environment's own units. Under ``VecNormalize`` the policy and
+the critics see standardised observations and rewards: the same tensors, looked at through :class:`VecNormalizeView`.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env import VecNormalize
+
+
+class AgentView(Protocol):
+    """From environment units to what the policy and the critics are trained on."""
+
+    def observations(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: raw, [..., O]
+        :return: as the policy sees them, [..., O]
+        """
+        ...
+
+    def rewards(self, rewards: th.Tensor) -> th.Tensor:
+        """
+        :param rewards: raw, [...]
+        :return: as the critics see them, [...]
+        """
+        ...
+
+
+class IdentityView:
+    """Without ``VecNormalize``: the agent sees environment units."""
+
+    def observations(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: [..., O]
+        :return: the same
+        """
+        return observations
+
+    def rewards(self, rewards: th.Tensor) -> th.Tensor:
+        """
+        :param rewards: [...]
+        :return: the same
+        """
+        return rewards
+
+
+class VecNormalizeView:
+    """
+    ``VecNormalize.normalize_obs`` and ``normalize_reward`` with the statistics of this moment, in torch and
+    differentiable.
+
+    :param env: the wrapper around the training environment
+    :param device: where the agent's tensors live
+    """
+
+    def __init__(self, env: VecNormalize, device: th.device) -> None:
+        self.norm_obs, self.norm_reward = env.norm_obs, env.norm_reward
+        self.clip_obs, self.clip_reward = env.clip_obs, env.clip_reward
+        if self.norm_obs:
+            mean, var = env.obs_rms.mean.reshape(-1), env.obs_rms.var.reshape(-1)  # type: ignore[union-attr]
+            self.mean = th.as_tensor(mean, dtype=th.float32, device=device)
+            self.std = th.as_tensor(np.sqrt(var + env.epsilon), dtype=th.float32, device=device)
+        self.reward_std = float(np.sqrt(env.ret_rms.var + env.epsilon))
+
+    def observations(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: raw, [..., O]
+        :return: standardised and clipped, [..., O]
+        """
+        if not self.norm_obs:
+            return observations
+        return ((observations - self.mean) / self.std).clamp(-self.clip_obs, self.clip_obs)
+
+    def rewards(self, rewards: th.Tensor) -> th.Tensor:
+        """
+        :param rewards: raw, [...]
+        :return: scaled and clipped, [...]
+        """
+        if not self.norm_reward:
+            return rewards
+        return (rewards / self.reward_std).clamp(-self.clip_reward, self.clip_reward)
+
+
+def make_view(env: VecNormalize | None, device: th.device) -> AgentView:
+    """
+    :param env: SB3's ``_vec_normalize_env``
+    :param device: where the agent's tensors live
+    :return: the view of this moment
+    """
+    return IdentityView() if env is None else VecNormalizeView(env, device)

@@ -1,0 +1,192 @@
+"""
+Ensembles evaluated as one batched network.
+
+All members live in stacked weights ``[E, in, out]``, so that a layer of E networks is a single batched matrix product.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+# PETS' bounds on the log-variance, in normalised units (Chua et al., 2018, appendix A.1; values of MBPO's code)
+MAX_LOG_VAR = 0.5
+MIN_LOG_VAR = -10.0
+
+
+class EnsembleLinear(nn.Module):
+    """
+    E linear layers, initialised as :class:`torch.nn.Linear` initialises each of them.
+
+    :param layers: one layer per member, all of one shape; their parameters are copied
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(th.stack([layer.weight.detach().t() for layer in layers]).contiguous())  # [E, in, out]
+        self.bias = nn.Parameter(th.stack([layer.bias.detach() for layer in layers]).unsqueeze(1))  # [E, 1, out]
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """
+        :param inputs: one batch per member [E, B, in], or one batch for all [B, in]
+        :return: [E, B, out]
+        """
+        return th.baddbmm(self.bias, inputs.expand(self.weight.shape[0], *inputs.shape[-2:]), self.weight)
+
+
+class EnsembleLayerNorm(nn.Module):
+    """
+    Layer normalisation over the last dimension with a scale and an offset per member.
+
+    :param ensemble_size: E
+    :param size: size of the last dimension D
+    """
+
+    def __init__(self, ensemble_size: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(th.ones(ensemble_size, 1, size))
+        self.bias = nn.Parameter(th.zeros(ensemble_size, 1, size))
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """
+        :param inputs: [E, B, D]
+        :return: [E, B, D]
+        """
+        return th.addcmul(self.bias, F.layer_norm(inputs, (self.size,)), self.weight)
+
+
+class EnsembleMLP(nn.Sequential):
+    """
+    E multi-layer perceptrons of one shape, without an activation behind the last layer.
+
+    The layers are drawn member by member, in the order in which SB3's ``create_mlp`` would draw them, so that the same
+    seed gives the same networks.
+
+    :param ensemble_size: number of members E
+    :param input_dim: size of the input
+    :param output_dim: size of the output
+    :param net_arch: sizes of the hidden layers
+    :param activation_fn: activation between the layers
+    :param layer_norm: normalise each hidden layer before its activation
+    :param dropout: probability of dropping a hidden unit, 0 for none
+    """
+
+    def __init__(
+        self,
+        ensemble_size: int,
+        input_dim: int,
+        output_dim: int,
+        net_arch: Sequence[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        sizes = [input_dim, *net_arch, output_dim]
+        members = [[nn.Linear(i, o) for i, o in zip(sizes, sizes[1:])] for _ in range(ensemble_size)]
+        modules: list[nn.Module] = []
+        for index, layers in enumerate(zip(*members)):
+            modules.append(EnsembleLinear(layers))
+            if index < len(net_arch):
+                if dropout > 0:
+                    modules.append(nn.Dropout(dropout))
+                if layer_norm:
+                    modules.append(EnsembleLayerNorm(ensemble_size, net_arch[index]))
+                modules.append(activation_fn())
+        super().__init__(*modules)
+
+
+class GaussianEnsemble(nn.Module):
+    """
+    E networks that each predict the mean and log-variance of a diagonal Gaussian, and optionally a logit.
+
+    The log-variance is softly clamped between learned bounds, as in PETS.
+
+    :param ensemble_size: number of members E
+    :param input_dim: size of the input
+    :param target_dim: dimension of the Gaussian D
+    :param n_logits: number of extra outputs without a distribution (1 for a termination classifier)
+    :param net_arch: sizes of the hidden layers
+    :param activation_fn: activation between the layers; a smooth one, for the gradient runs through it
+    """
+
+    def __init__(
+        self,
+        ensemble_size: int,
+        input_dim: int,
+        target_dim: int,
+        n_logits: int = 0,
+        net_arch: Sequence[int] = (200, 200, 200, 200),
+        activation_fn: type[nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.ensemble_size = ensemble_size
+        self.target_dim = target_dim
+        self.n_logits = n_logits
+        self.mlp = EnsembleMLP(ensemble_size, input_dim, 2 * target_dim + n_logits, net_arch, activation_fn)
+        self.max_log_var = nn.Parameter(th.full((ensemble_size, 1, target_dim), MAX_LOG_VAR))
+        self.min_log_var = nn.Parameter(th.full((ensemble_size, 1, target_dim), MIN_LOG_VAR))
+
+    def forward(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param inputs: one batch per member [E, B, in], or one batch for all [B, in]
+        :return: means [E, B, D], log-variances [E, B, D] and logits [E, B, n_logits]
+        """
+        outputs = self.mlp(inputs)
+        mean, raw, logits = outputs.split((self.target_dim, self.target_dim, self.n_logits), dim=-1)
+        log_var = self.max_log_var - F.softplus(self.max_log_var - raw)
+        log_var = self.min_log_var + F.softplus(log_var - self.min_log_var)
+        return mean, log_var, logits
+
+    def log_var_bounds_loss(self) -> th.Tensor:
+        """
+        :return: what keeps the learned bounds tight, summed over members and dimensions (PETS, appendix A.1)
+        """
+        return self.max_log_var.sum() - self.min_log_var.sum()
+
+    @th.no_grad()
+    def subset(self, members: Sequence[int]) -> "GaussianEnsemble":
+        """
+        A frozen copy of some members: what imagination evaluates, without a gradient for its weights.
+
+        :param members: indices of the members to keep
+        :return: an ensemble of ``len(members)`` members whose parameters do not require a gradient
+        """
+        frozen = GaussianEnsemble.__new__(GaussianEnsemble)
+        nn.Module.__init__(frozen)
+        frozen.ensemble_size, frozen.target_dim, frozen.n_logits = len(members), self.target_dim, self.n_logits
+        index = th.as_tensor(members, device=self.max_log_var.device)
+        frozen.mlp = nn.Sequential(*(_select_members(module, index) for module in self.mlp))  # type: ignore[assignment]
+        frozen.max_log_var = nn.Parameter(self.max_log_var[index], requires_grad=False)
+        frozen.min_log_var = nn.Parameter(self.min_log_var[index], requires_grad=False)
+        return frozen
+
+
+def _select_members(module: nn.Module, index: th.Tensor) -> nn.Module:
+    """
+    :param module: a layer of an ensemble
+    :param index: members to keep
+    :return: the layer of these members, frozen; a layer without parameters is shared
+    """
+    if not isinstance(module, EnsembleLinear):
+        return module
+    selected = EnsembleLinear.__new__(EnsembleLinear)
+    nn.Module.__init__(selected)
+    selected.weight = nn.Parameter(module.weight[index], requires_grad=False)
+    selected.bias = nn.Parameter(module.bias[index], requires_grad=False)
+    return selected
+
+
+def gaussian_nll(mean: th.Tensor, log_var: th.Tensor, target: th.Tensor) -> th.Tensor:
+    r"""
+    Negative log-likelihood per dimension,
+    :math:`\frac12 [(y - \mu)^2 e^{-\log \sigma^2} + \log \sigma^2 + \log 2\pi]`.
+
+    :param mean: [...]
+    :param log_var: [...]
+    :param target: [...]
+    :return: [...]
+    """
+    return 0.5 * ((target - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi))

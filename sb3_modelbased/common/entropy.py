@@ -1,0 +1,95 @@
+"""The entropy coefficient, fixed or learned: two small objects with one interface."""
+
+import math
+
+import torch as th
+from torch import nn
+
+
+class FixedEntropyCoef(nn.Module):
+    """
+    A constant entropy coefficient.
+
+    :param value: alpha >= 0
+    """
+
+    optimizer: th.optim.Optimizer | None = None
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.register_buffer("value", th.tensor(value))
+
+    def forward(self) -> th.Tensor:
+        """
+        :return: alpha, a scalar without gradient
+        """
+        return self.value  # type: ignore[return-value]
+
+    def update(self, log_probs: th.Tensor) -> th.Tensor | None:
+        """
+        :param log_probs: of actions of the current policy, [B]
+        :return: None: there is nothing to learn
+        """
+        return None
+
+
+class LearnedEntropyCoef(nn.Module):
+    """
+    An entropy coefficient learned towards a target entropy (Haarnoja et al., 2018b, section 5), optimised in its
+    logarithm as SB3's SAC does.
+
+    :param initial_value: alpha to start from, > 0
+    :param target_entropy: entropy that alpha steers to, usually -A
+    :param learning_rate: of Adam
+    """
+
+    def __init__(self, initial_value: float, target_entropy: float, learning_rate: float) -> None:
+        super().__init__()
+        self.target_entropy = target_entropy
+        self.log_ent_coef = nn.Parameter(th.full((1,), math.log(initial_value)))
+        self.optimizer = th.optim.Adam([self.log_ent_coef], lr=learning_rate)
+
+    def forward(self) -> th.Tensor:
+        """
+        :return: alpha, [1], without gradient
+        """
+        return self.log_ent_coef.detach().exp()
+
+    def update(self, log_probs: th.Tensor) -> th.Tensor:
+        """
+        One gradient step.
+
+        :param log_probs: of actions of the current policy, [B]
+        :return: the loss, detached
+        """
+        loss = -(self.log_ent_coef * (log_probs + self.target_entropy).detach()).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def make_entropy_coef(ent_coef: str | float, target_entropy: str | float, action_dim: int, learning_rate: float) -> nn.Module:
+    """
+    :param ent_coef: a value, "auto", or "auto_0.1" to start learning from 0.1
+    :param target_entropy: a value, or "auto" for -A
+    :param action_dim: A
+    :param learning_rate: of the learned coefficient
+    :return: a fixed or a learned coefficient
+    :raises ValueError: for anything else
+    """
+    try:
+        target = -float(action_dim) if target_entropy == "auto" else float(target_entropy)
+        if isinstance(ent_coef, str) and ent_coef.startswith("auto"):
+            initial_value = float(ent_coef.split("_")[1]) if "_" in ent_coef else 1.0
+            if initial_value <= 0:
+                raise ValueError
+            return LearnedEntropyCoef(initial_value, target, learning_rate)
+        if float(ent_coef) < 0:
+            raise ValueError
+        return FixedEntropyCoef(float(ent_coef))
+    except ValueError:
+        raise ValueError(
+            "`ent_coef` must be a number >= 0, 'auto', or 'auto_<start>' with a start > 0, and `target_entropy` a number or "
+            f"'auto', but ent_coef={ent_coef!r} and target_entropy={target_entropy!r}. Pass for example ent_coef='auto_0.1'."
+        ) from None

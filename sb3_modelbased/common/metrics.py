@@ -1,0 +1,58 @@
+"""Averages that live on the device until somebody reads them."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch as th
+
+
+class RunningMeans:
+    """
+    Means of scalars over many updates, without a host synchronisation per update.
+
+    A value that is not finite makes its mean not finite, which is how divergence is noticed.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, th.Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, **scalars: th.Tensor) -> None:
+        """
+        :param scalars: detached one-element tensors by name
+        """
+        for name, value in scalars.items():
+            value = value.reshape(())
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] += 1
+
+    def means(self) -> dict[str, float]:
+        """
+        :return: mean of every scalar since the last :meth:`clear`
+        """
+        return {name: total.item() / self._counts[name] for name, total in self._sums.items()}
+
+    def clear(self) -> None:
+        """Start anew."""
+        self._sums.clear()
+        self._counts.clear()
+
+
+class Stopwatch:
+    """Wall-clock seconds by activity, summed over a training."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def measure(self, activity: str) -> Iterator[None]:
+        """
+        :param activity: what the time of the block is added to
+        """
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[activity] += time.perf_counter() - start

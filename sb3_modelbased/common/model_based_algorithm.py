@@ -1,0 +1,499 @@
+"""What MAAC, MEMB and MPDP have in common: when to fit the model, what to save, what to log, what to refuse."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, RolloutReturn, Schedule
+from torch import nn
+
+from sb3_modelbased.common.agent_view import AgentView, make_view
+from sb3_modelbased.common.buffers import ReplayMirror
+from sb3_modelbased.common.entropy import make_entropy_coef
+from sb3_modelbased.common.errors import NonFiniteError, check_at_least, check_known_arguments
+from sb3_modelbased.common.metrics import RunningMeans, Stopwatch
+from sb3_modelbased.common.model_trainer import FitReport, ModelTrainer
+from sb3_modelbased.common.policies import ModelBasedSACPolicy
+from sb3_modelbased.common.termination_fns import termination_fn_from_env
+from sb3_modelbased.common.type_aliases import RewardFn, TerminationFn
+from sb3_modelbased.common.world_model import WorldModel
+
+# Updates between two looks at whether the losses are finite: looking stalls a GPU
+FINITE_CHECK_INTERVAL = 100
+# A loaded model is not refitted to a replay buffer that starts anew before the buffer holds as many transitions as the
+# model was fitted to, or this many: it would forget what it knows
+MIN_REFIT_ROWS = 5_000
+
+
+class ModelBasedAlgorithm(OffPolicyAlgorithm):
+    """
+    The base of the model-based algorithms: an off-policy algorithm with a learned world model.
+
+    :param policy: The policy model to use (MlpPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: learning rate of all networks but the model (actor, critics, entropy coefficient); it can be
+        a function of the current progress remaining (from 1 to 0)
+    :param buffer_size: size of the replay buffer of real transitions
+    :param learning_starts: env steps before the first model fit and the first update
+    :param batch_size: minibatch size of each update
+    :param tau: the soft update coefficient ("Polyak update", between 0 and 1)
+    :param gamma: the discount factor
+    :param train_freq: env steps (or ``(n, "episode")``) between updates
+    :param gradient_steps: updates after each rollout; -1 for as many as env steps were taken
+    :param action_noise: noise added to the policy's actions in the environment
+    :param replay_buffer_class: Replay buffer class to use
+    :param replay_buffer_kwargs: Keyword arguments of the replay buffer
+    :param optimize_memory_usage: SB3's memory-efficient replay buffer
+    :param ent_coef: entropy coefficient alpha, "auto" to learn it ("auto_0.1" to start from 0.1)
+    :param target_entropy: target when learning ``ent_coef``, "auto" for minus the number of action dimensions
+    :param target_update_interval: updates between two target network updates
+    :param ensemble_size: members of the dynamics ensemble
+    :param n_elites: members, the best on the holdout, that imagine
+    :param model_net_arch: hidden layers of each member
+    :param model_activation_fn: activation of each member; smooth, because the policy's gradient runs through it
+    :param model_learning_rate: learning rate of the model
+    :param model_batch_size: rows per member and model update
+    :param model_train_freq: env steps between two model fits
+    :param model_gradient_steps: most model updates per fit: a fit's cost does not grow with the data
+    :param model_kwargs: further arguments of :class:`~sb3_modelbased.common.model_trainer.ModelTrainer` (``weight_decay``,
+        ``patience``, ``holdout_ratio``, ``max_holdout_rows``)
+    :param reward_fn: known reward function (raw observations, actions in env units, raw next observations) -> rewards;
+        None to learn the reward
+    :param termination_fn: known termination function with the same arguments; "gymnasium" for the one of a Gymnasium
+        task; None to learn it
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+    :param use_sde_at_warmup: Whether to use gSDE instead of uniform sampling during the warm up phase
+    :param stats_window_size: Window size for the rollout logging
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ModelBasedSACPolicy}
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 1000,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        ent_coef: str | float = "auto",
+        target_entropy: str | float = "auto",
+        target_update_interval: int = 1,
+        ensemble_size: int = 7,
+        n_elites: int = 5,
+        model_net_arch: Sequence[int] = (200, 200, 200, 200),
+        model_activation_fn: type[nn.Module] = nn.SiLU,
+        model_learning_rate: float = 1e-3,
+        model_batch_size: int = 256,
+        model_train_freq: int = 250,
+        model_gradient_steps: int = 500,
+        model_kwargs: dict[str, Any] | None = None,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | str | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        **unknown: Any,
+    ) -> None:
+        check_known_arguments(type(self), unknown)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            policy_kwargs=dict(policy_kwargs or {}),  # SB3 writes into it
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            use_sde_at_warmup=use_sde_at_warmup,
+            support_multi_env=True,
+        )
+        self.ent_coef = ent_coef
+        self.target_entropy = target_entropy
+        self.target_update_interval = target_update_interval
+        self.ensemble_size = ensemble_size
+        self.n_elites = n_elites
+        self.model_net_arch = model_net_arch
+        self.model_activation_fn = model_activation_fn
+        self.model_learning_rate = model_learning_rate
+        self.model_batch_size = model_batch_size
+        self.model_train_freq = model_train_freq
+        self.model_gradient_steps = model_gradient_steps
+        self.model_kwargs = model_kwargs
+        self.reward_fn = reward_fn
+        self.termination_fn = termination_fn
+
+        # State of the training that is saved with the agent
+        self.model_fit_at: int | None = None  # env steps at the last fit
+        self.model_fit_rows = 0  # transitions it was fitted to
+        self.model_updates = 0  # gradient steps of the model so far
+        self.imagined_transitions = 0
+        self.stopwatch = Stopwatch()
+        self._known_termination_fn: TerminationFn | None = None
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # -- Set-up -------------------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        self._check_spaces()
+        self._check_arguments()
+        super()._setup_model()
+        self.policy: ModelBasedSACPolicy  # type: ignore[assignment]
+        self._create_aliases()
+        self._resolve_termination_fn()
+        assert isinstance(self.action_space, spaces.Box)
+        observation_dim = get_flattened_obs_dim(self.observation_space)
+        action_dim = int(np.prod(self.action_space.shape))
+        self.entropy_coef = make_entropy_coef(self.ent_coef, self.target_entropy, action_dim, self.lr_schedule(1)).to(self.device)
+        # The model draws its weights aside: the policy's random numbers stay those of an agent without a model
+        with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.world_model = self._make_world_model(observation_dim)
+        self.model_trainer = ModelTrainer(
+            self.world_model,
+            learning_rate=self.model_learning_rate,
+            batch_size=self.model_batch_size,
+            max_gradient_steps=self.model_gradient_steps,
+            **(self.model_kwargs or {}),
+        )
+        self.real_data = ReplayMirror(self.buffer_size, observation_dim, action_dim, self.device)
+        self.metrics = RunningMeans()
+        self._finite_parameters: dict[str, th.Tensor] = {}
+        self._checked_at_update = self._n_updates
+
+    def _make_world_model(self, observation_dim: int) -> WorldModel:
+        """
+        :param observation_dim: O
+        :return: the model, on the training device
+        """
+        assert isinstance(self.action_space, spaces.Box)
+        return WorldModel(
+            observation_dim,
+            self.action_space,
+            ensemble_size=self.ensemble_size,
+            n_elites=self.n_elites,
+            net_arch=self.model_net_arch,
+            activation_fn=self.model_activation_fn,
+            reward_fn=self.reward_fn,
+            termination_fn=self._known_termination_fn,
+        ).to(self.device)
+
+    def _create_aliases(self) -> None:
+        """Names for the parts of the policy, as SB3's algorithms have them."""
+        self.actor = self.policy.actor
+        self.critic = self.policy.critic
+        self.critic_target = self.policy.critic_target
+
+    def _resolve_termination_fn(self) -> None:
+        if callable(self.termination_fn):
+            self._known_termination_fn = self.termination_fn
+        elif self.termination_fn == "gymnasium":
+            if self.env is not None:  # without one, a loaded agent keeps the function it was saved with
+                self._known_termination_fn = termination_fn_from_env(self.env)
+        elif self.termination_fn is not None:
+            raise ValueError(
+                "`termination_fn` must be a function (observations, actions, next_observations) -> bool, 'gymnasium' or "
+                f"None, but it is {self.termination_fn!r}. Leave it out to learn termination from data."
+            )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        As in SB3; a known termination function is read anew from the environment.
+
+        :param env: The environment for learning a policy
+        :param force_reset: Force call to ``reset()`` before training
+        """
+        super().set_env(env, force_reset=force_reset)
+        if self.termination_fn == "gymnasium":
+            self._resolve_termination_fn()
+            self.world_model.termination_fn = self._known_termination_fn
+
+    # -- What is refused ----------------------------------------------------------------------------------------------
+
+    def _check_spaces(self) -> None:
+        name = type(self).__name__
+        observations, actions = self.observation_space, self.action_space
+        if not isinstance(actions, spaces.Box):
+            raise ValueError(
+                f"{name} needs continuous actions (a Box action space), but the environment has {actions}. Use DQN or PPO of "
+                "Stable-Baselines3 for discrete actions."
+            )
+        if not np.all(np.isfinite(np.concatenate([actions.low.ravel(), actions.high.ravel()]))):
+            raise ValueError(
+                f"{name} needs bounded actions, because the policy squashes them, but the environment has {actions}. Wrap it in "
+                "gymnasium.wrappers.RescaleAction or give the space finite bounds."
+            )
+        if not isinstance(observations, spaces.Box) or is_image_space(observations):
+            raise ValueError(
+                f"{name} needs vector observations (a Box of numbers, no images), but the environment has {observations}. Wrap a "
+                "Dict space in gymnasium.wrappers.FlattenObservation; encode images into vectors first."
+            )
+
+    def _check_arguments(self) -> None:
+        check_at_least("ensemble_size", self.ensemble_size, 1)
+        check_at_least("n_elites", self.n_elites, 1)
+        check_at_least("model_train_freq", self.model_train_freq, 1)
+        check_at_least("model_gradient_steps", self.model_gradient_steps, 1)
+        check_at_least("model_batch_size", self.model_batch_size, 1)
+        if self.n_elites > self.ensemble_size:
+            raise ValueError(
+                f"`ensemble_size` must be at least `n_elites`, but ensemble_size={self.ensemble_size} and "
+                f"n_elites={self.n_elites}. Pass n_elites={self.ensemble_size} or fewer."
+            )
+        if self.reward_fn is not None:
+            if not callable(self.reward_fn):
+                raise ValueError(
+                    "`reward_fn` must be a function (observations, actions, next_observations) -> rewards, but it is "
+                    f"{self.reward_fn!r}. Leave it out to learn the reward."
+                )
+            self._check_user_fn("reward_fn", self.reward_fn)
+        if callable(self.termination_fn):
+            self._check_user_fn("termination_fn", self.termination_fn)
+
+    def _check_user_fn(self, name: str, function: Any) -> None:
+        """Call a user's function once, on two leading dimensions, because imagination does."""
+        assert isinstance(self.action_space, spaces.Box)
+        observations = th.zeros(3, 2, get_flattened_obs_dim(self.observation_space), device=self.device)
+        actions = th.zeros(3, 2, int(np.prod(self.action_space.shape)), device=self.device)
+        result = function(observations, actions, observations)
+        if not isinstance(result, th.Tensor) or result.shape != (3, 2):
+            got = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__
+            raise ValueError(
+                f"`{name}` must return a tensor with one number per transition: for observations of shape "
+                f"{tuple(observations.shape)} it must be of shape (3, 2), but it is {got}. Work on the last dimension only, for "
+                "example `next_observations[..., 0]`, and keep no dimension of size 1."
+            )
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        if not (np.isfinite(new_obs).all() and np.isfinite(reward).all()):  # type: ignore[arg-type]
+            raise NonFiniteError(
+                f"The environment must return finite observations and rewards, but at env step {self.num_timesteps} it returned "
+                f"the observation {new_obs} and the reward {reward}. The transition was not stored; wrap the environment to "
+                "end the episode, or look for the cause with stable_baselines3.common.vec_env.VecCheckNan."
+            )
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    # -- Training -----------------------------------------------------------------------------------------------------
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """SB3's, with its time taken."""
+        with self.stopwatch.measure("env"):
+            return super().collect_rollouts(*args, **kwargs)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Bring the model up to date where that is due, then update the agent.
+
+        :param gradient_steps: number of updates
+        :param batch_size: minibatch size
+        """
+        assert self.replay_buffer is not None
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self._optimizers())
+        self._view: AgentView = make_view(self._vec_normalize_env, self.device)
+        self._prepare_imagination()
+        if self.uses_model and self.model_fit_at is None:
+            return  # too little data for a first fit
+        if not self._finite_parameters:
+            self._check_finite()
+        with self.stopwatch.measure("updates"):
+            for _ in range(gradient_steps):
+                self._n_updates += 1
+                self._update(batch_size)
+        if self._n_updates - self._checked_at_update >= FINITE_CHECK_INTERVAL:
+            self._check_finite()
+
+    def _update(self, batch_size: int) -> None:
+        """
+        One update of the agent.
+
+        :param batch_size: minibatch size
+        """
+        raise NotImplementedError()
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        """
+        :return: the optimisers that follow ``learning_rate``
+        """
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        if self.entropy_coef.optimizer is not None:
+            optimizers.append(self.entropy_coef.optimizer)
+        return optimizers
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether anything would look at the model; if not, it isn't fitted."""
+        return True
+
+    def _prepare_imagination(self) -> None:
+        """Fit the model where that is due."""
+        if not self.uses_model:
+            return
+        assert self.replay_buffer is not None
+        self.real_data.sync(self.replay_buffer)
+        if self._fit_is_due():
+            with self.stopwatch.measure("model_fit"):
+                self._log_fit(self._fit_model())
+
+    def _fit_is_due(self) -> bool:
+        enough = len(self.real_data) >= max(2, min(self.model_fit_rows, MIN_REFIT_ROWS))
+        return enough and (self.model_fit_at is None or self.num_timesteps - self.model_fit_at >= self.model_train_freq)
+
+    def _fit_model(self) -> FitReport:
+        """
+        :return: what the fit did
+        """
+        report = self.model_trainer.fit(self.real_data)
+        if not np.isfinite([report.holdout_mse, report.holdout_nll]).all():
+            self._restore_finite_parameters()
+            raise NonFiniteError(
+                f"The world model's holdout error must be finite, but after the fit at env step {self.num_timesteps} it is "
+                f"{report.holdout_mse} (NLL {report.holdout_nll}). Its weights and the agent's are the last finite ones and can be "
+                "saved. Lower `model_learning_rate`, or scale the observations (VecNormalize)."
+            )
+        self.model_fit_at, self.model_fit_rows = self.num_timesteps, len(self.real_data)
+        self.model_updates += report.gradient_steps
+        return report
+
+    def _log_fit(self, report: FitReport) -> None:
+        self.logger.record("model/holdout_mse", report.holdout_mse)
+        self.logger.record("model/holdout_nll", report.holdout_nll)
+        self.logger.record("model/epochs", report.epochs)
+        self.logger.record("model/gradient_steps", report.gradient_steps)
+        self.logger.record("model/fit_seconds", report.seconds)
+        self.logger.record("model/elites", str(sorted(self.world_model.elites.tolist())), exclude="tensorboard")
+
+    def _real_batch(self, batch_size: int) -> ReplayBufferSamples:
+        """
+        :param batch_size: minibatch size
+        :return: real transitions in environment units, float32, flat observations
+        """
+        assert self.replay_buffer is not None
+        batch = self.replay_buffer.sample(batch_size)
+        return ReplayBufferSamples(
+            batch.observations.float().flatten(1),
+            batch.actions,
+            batch.next_observations.float().flatten(1),
+            batch.dones,
+            batch.rewards,
+        )
+
+    def _policy_fn(self, observations: th.Tensor, step: int = 0) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The current policy as imagination sees it.
+
+        :param observations: raw, [B, O]
+        :param step: imagined time, of no consequence for a stationary policy
+        :return: actions in [-1, 1], [B, A], and their log-probabilities [B]
+        """
+        return self.actor.action_log_prob(self._view.observations(observations))  # type: ignore[operator]
+
+    # -- Divergence ---------------------------------------------------------------------------------------------------
+
+    def _check_finite(self) -> None:
+        """Stop on losses that are not finite, with the parameters of the last look; else remember these."""
+        self._checked_at_update = self._n_updates
+        means = self.metrics.means()
+        diverged = sorted(name for name, mean in means.items() if not np.isfinite(mean))
+        parameters = self.policy.state_dict()
+        finite = bool(th.stack([value.isfinite().all() for value in parameters.values()]).all())
+        if finite and not diverged:
+            self._finite_parameters = {name: value.detach().clone() for name, value in parameters.items()}
+            return
+        self._restore_finite_parameters()
+        raise NonFiniteError(
+            f"Losses and parameters must stay finite, but at update {self._n_updates} (env step {self.num_timesteps}) "
+            f"{', '.join(diverged) or 'the parameters'} did not. The policy is back at its last finite parameters and can be saved. "
+            "Lower `learning_rate`, `gradient_steps` or the horizon, or pass policy_kwargs=dict(critic_layer_norm=True)."
+        )
+
+    def _restore_finite_parameters(self) -> None:
+        if self._finite_parameters:
+            self.policy.load_state_dict(self._finite_parameters)
+
+    # -- Logging and saving -------------------------------------------------------------------------------------------
+
+    def dump_logs(self) -> None:
+        """Add the means of all updates since the last dump, and what was spent so far, to SB3's log."""
+        for name, mean in self.metrics.means().items():
+            self.logger.record(f"train/{name}", mean)
+        self.metrics.clear()
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("model/updates", self.model_updates)
+        self.logger.record("model/imagined_transitions", self.imagined_transitions)
+        for activity, seconds in self.stopwatch.seconds.items():
+            self.logger.record(f"time/{activity}_seconds", seconds)
+        super().dump_logs()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(),
+            "actor",
+            "critic",
+            "critic_target",
+            "entropy_coef",
+            "world_model",
+            "model_trainer",
+            "real_data",
+            "metrics",
+            "_view",
+            "_finite_parameters",
+        ]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts = ["policy", "actor.optimizer", "critic.optimizer", "entropy_coef", "world_model", "model_trainer.optimizer"]
+        if self.entropy_coef.optimizer is not None:
+            state_dicts.append("entropy_coef.optimizer")
+        return state_dicts, []

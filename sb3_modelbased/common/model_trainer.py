@@ -1,0 +1,159 @@
+"""Fitting the world model: bootstrap, holdout, early stopping, elites, and a cap on what one fit may cost."""
+
+import time
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_modelbased.common.buffers import ReplayMirror
+from sb3_modelbased.common.ensemble import gaussian_nll
+from sb3_modelbased.common.type_aliases import Transitions
+from sb3_modelbased.common.world_model import WorldModel
+
+# Weight of the log-variance bounds in the loss (PETS, appendix A.1)
+LOG_VAR_BOUNDS_WEIGHT = 0.01
+# A lower holdout error counts from this relative improvement on (MBPO's code)
+MIN_IMPROVEMENT = 0.01
+
+
+class FitReport(NamedTuple):
+    """
+    What a fit did.
+
+    :param holdout_mse: mean over elites and dimensions, in normalised units
+    :param holdout_nll: mean over elites and dimensions, in nats and normalised units
+    :param epochs: passes over the training set, the last one possibly cut short
+    :param gradient_steps: number of updates of the ensemble
+    :param seconds: wall-clock time
+    """
+
+    holdout_mse: float
+    holdout_nll: float
+    epochs: int
+    gradient_steps: int
+    seconds: float
+
+
+class ModelTrainer:
+    """
+    Fits a :class:`WorldModel` by maximum likelihood, each member on its own bootstrap of the data.
+
+    Fits are warm-started. A fit stops when no member's holdout error improved for ``patience`` epochs, or after
+    ``max_gradient_steps`` updates, so that its cost does not grow with the data; each member then returns to its best
+    weights, and the best members become the elites.
+
+    :param world_model: the model to fit
+    :param learning_rate: of AdamW
+    :param weight_decay: of AdamW
+    :param batch_size: rows per member and update
+    :param max_gradient_steps: most updates per fit
+    :param patience: epochs without improvement after which a fit ends
+    :param holdout_ratio: share of the data that judges
+    :param max_holdout_rows: most rows that judge
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-2,
+        batch_size: int = 256,
+        max_gradient_steps: int = 1000,
+        patience: int = 5,
+        holdout_ratio: float = 0.2,
+        max_holdout_rows: int = 5000,
+    ) -> None:
+        self.world_model = world_model
+        self.batch_size = batch_size
+        self.max_gradient_steps = max_gradient_steps
+        self.patience = patience
+        self.holdout_ratio = holdout_ratio
+        self.max_holdout_rows = max_holdout_rows
+        self.optimizer = th.optim.AdamW(
+            world_model.ensemble.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
+        )
+
+    def fit(self, data: ReplayMirror) -> FitReport:
+        """
+        :param data: real transitions, at least two
+        :return: what was done
+        """
+        start = time.perf_counter()
+        model, ensemble = self.world_model, self.world_model.ensemble
+        training_rows, holdout_rows = data.holdout_split(self.holdout_ratio, self.max_holdout_rows)
+        model.fit_normalizers(data[:])
+        holdout = data[holdout_rows]
+
+        parameters = list(ensemble.parameters())
+        best = [parameter.detach().clone() for parameter in parameters]
+        best_mse, _ = self.holdout_errors(holdout)
+        epochs_without_improvement = epochs = gradient_steps = 0
+        while epochs_without_improvement < self.patience and gradient_steps < self.max_gradient_steps:
+            if epochs == 0:
+                # Bootstrap: each member keeps its own resample of the data during this fit
+                n = len(training_rows)
+                bootstrap = training_rows[th.randint(n, (ensemble.ensemble_size, n), device=data.device)]
+            order = th.rand(bootstrap.shape, device=data.device).argsort(dim=1)
+            for rows in bootstrap.gather(1, order).split(self.batch_size, dim=1):
+                self._gradient_step(data[rows])
+                gradient_steps += 1
+                if gradient_steps >= self.max_gradient_steps:
+                    break
+            epochs += 1
+            mse, _ = self.holdout_errors(holdout)
+            improved = mse < (1 - MIN_IMPROVEMENT) * best_mse
+            best_mse = th.where(improved, mse, best_mse)
+            for kept, parameter in zip(best, parameters):
+                kept[improved] = parameter.detach()[improved]
+            epochs_without_improvement = 0 if bool(improved.any()) else epochs_without_improvement + 1
+
+        with th.no_grad():
+            for kept, parameter in zip(best, parameters):
+                parameter.copy_(kept)
+        model.elites.copy_(best_mse.argsort()[: model.n_elites])
+        model.fitted.fill_(True)
+        model.refresh_elites()
+        mse, nll = self.holdout_errors(holdout)
+        return FitReport(
+            holdout_mse=mse[model.elites].mean().item(),
+            holdout_nll=nll[model.elites].mean().item(),
+            epochs=epochs,
+            gradient_steps=gradient_steps,
+            seconds=time.perf_counter() - start,
+        )
+
+    def loss(self, batch: Transitions) -> th.Tensor:
+        """
+        The negative log-likelihood per dimension, summed over members (their gradients are independent), with the
+        bounds' penalty and, where termination is learned, its cross-entropy.
+
+        :param batch: one batch per member, [E, B, ...]
+        :return: scalar
+        """
+        model = self.world_model
+        mean, log_var, logits = model.ensemble(model.inputs(batch.observations, batch.actions))
+        targets = model.target_normalizer.normalize(model.targets(batch))
+        loss = gaussian_nll(mean, log_var, targets).mean(dim=(1, 2)).sum()
+        loss = loss + LOG_VAR_BOUNDS_WEIGHT * model.ensemble.log_var_bounds_loss()
+        if model.learns_termination:
+            cross_entropy = th.nn.functional.binary_cross_entropy_with_logits(
+                logits.squeeze(-1), batch.terminated, reduction="none"
+            )
+            loss = loss + cross_entropy.mean(dim=1).sum()
+        return loss
+
+    def _gradient_step(self, batch: Transitions) -> None:
+        self.optimizer.zero_grad()
+        self.loss(batch).backward()
+        self.optimizer.step()
+
+    @th.no_grad()
+    def holdout_errors(self, holdout: Transitions) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param holdout: [N, ...]
+        :return: mean squared error and negative log-likelihood of every member, in normalised units, [E] each
+        """
+        model = self.world_model
+        mean, log_var, _ = model.ensemble(model.inputs(holdout.observations, holdout.actions))
+        targets = model.target_normalizer.normalize(model.targets(holdout))
+        return (mean - targets).square().mean(dim=(1, 2)), gaussian_nll(mean, log_var, targets).mean(dim=(1, 2))

@@ -1,0 +1,136 @@
+"""SB3's SAC policy with critics that are evaluated as one batched network."""
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.sac.policies import SACPolicy
+from torch import nn
+
+from sb3_modelbased.common.ensemble import EnsembleMLP
+
+
+class EnsembleCritic(BaseModel):
+    """
+    ``n_critics`` Q-functions in one batched network, drawn in the order in which SB3's ``ContinuousCritic`` draws its
+    own: the same seed gives the same critics.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param net_arch: Network architecture
+    :param features_extractor: Network to extract features
+    :param features_dim: Number of features
+    :param activation_fn: Activation function
+    :param normalize_images: Whether to normalize images or not
+    :param n_critics: Number of critic networks
+    :param share_features_extractor: Whether the features extractor is shared with the actor
+    :param layer_norm: Normalise each hidden layer before its activation
+    :param dropout: Probability of dropping a hidden unit in training
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        n_critics: int = 2,
+        share_features_extractor: bool = False,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
+        self.n_critics = n_critics
+        self.share_features_extractor = share_features_extractor
+        input_dim = features_dim + get_action_dim(action_space)
+        self.q_networks = EnsembleMLP(n_critics, input_dim, 1, net_arch, activation_fn, layer_norm, dropout)
+
+    def forward(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param observations: as the agent sees them, [B, O]
+        :param actions: scaled to [-1, 1], [B, A]
+        :return: every critic's value, [n_critics, B]
+        """
+        # With a shared extractor only the actor's loss trains it, as in SB3
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+            features = self.extract_features(observations, self.features_extractor)
+        return self.q_networks(th.cat([features, actions], dim=1)).squeeze(-1)
+
+
+class ModelBasedSACPolicy(SACPolicy):
+    """
+    Policy class (with both actor and critic) for the algorithms that build on SAC.
+
+    All of :class:`~stable_baselines3.sac.policies.SACPolicy`'s parameters, and
+
+    :param critic_layer_norm: Layer normalisation in the critics: keeps them from diverging at high update ratios
+    :param critic_dropout: Dropout probability in the critics
+    """
+
+    critic: EnsembleCritic  # type: ignore[assignment]
+    critic_target: EnsembleCritic  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        use_sde: bool = False,
+        log_std_init: float = -3,
+        use_expln: bool = False,
+        clip_mean: float = 2.0,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        n_critics: int = 2,
+        share_features_extractor: bool = False,
+        critic_layer_norm: bool = False,
+        critic_dropout: float = 0.0,
+    ) -> None:
+        self.critic_extras = {"layer_norm": critic_layer_norm, "dropout": critic_dropout}
+        if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            optimizer_kwargs = {"fused": True}  # one kernel instead of a Python loop over parameters
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch,
+            activation_fn,
+            use_sde,
+            log_std_init,
+            use_expln,
+            clip_mean,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images,
+            optimizer_class,
+            optimizer_kwargs,
+            n_critics,
+            share_features_extractor,
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update({f"critic_{name}": value for name, value in self.critic_extras.items()})
+        return data
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> EnsembleCritic:  # type: ignore[override]
+        """
+        :param features_extractor: the actor's, when it is shared
+        :return: the critics, on the policy's device
+        """
+        critic_kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return EnsembleCritic(**critic_kwargs, **self.critic_extras).to(self.device)
