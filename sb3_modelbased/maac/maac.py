@@ -12,8 +12,9 @@ from sb3_modelbased.common.buffers import ImaginaryBuffer
 from sb3_modelbased.common.errors import check_at_least, check_share
 from sb3_modelbased.common.imagination import branched_rollouts, imagine
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
-from sb3_modelbased.common.returns import discounted_sum, k_step_returns, steve_weights
+from sb3_modelbased.common.returns import discounted_sum, k_step_returns, lambda_returns, steve_weights
 from sb3_modelbased.common.schedules import RolloutLengthSchedule
+from sb3_modelbased.common.type_aliases import Trajectory
 
 SelfMAAC = TypeVar("SelfMAAC", bound="MAAC")
 
@@ -35,6 +36,9 @@ class MAAC(ModelBasedAlgorithm):
     :param n_action_samples: imagined trajectories per start state in the actor's objective
     :param steve: learn the critics from STEVE targets; False for one-step targets
     :param steve_horizon: model steps in the critics' targets; None for ``horizon``
+    :param on_policy_critic: learn the critics on the actor's own imagined trajectory instead of on the batch, every step
+        of it towards its return (model-based value expansion, Feinberg et al., 2018); shares the model steps with the
+        actor. Not in the paper; needs ``horizon >= 1`` and takes the place of ``steve``
     :param real_ratio: share of real transitions in each batch, the others are imagined
     :param rollout_length: model steps of the branched rollouts that fill the imaginary buffer: a number, or
         ``[first, last, start, end]`` to grow from first to last between the env steps start and end
@@ -55,6 +59,7 @@ class MAAC(ModelBasedAlgorithm):
         n_action_samples: int = 1,
         steve: bool = True,
         steve_horizon: int | None = None,
+        on_policy_critic: bool = False,
         real_ratio: float = 0.05,
         rollout_length: int | Sequence[int] = 1,
         rollout_freq: int = 250,
@@ -68,6 +73,7 @@ class MAAC(ModelBasedAlgorithm):
         self.n_action_samples = n_action_samples
         self.steve = steve
         self.steve_horizon = steve_horizon
+        self.on_policy_critic = on_policy_critic
         self.real_ratio = real_ratio
         self.rollout_length = rollout_length
         self.rollout_freq = rollout_freq
@@ -82,6 +88,11 @@ class MAAC(ModelBasedAlgorithm):
         check_at_least("horizon", self.horizon, 0)
         check_at_least("n_action_samples", self.n_action_samples, 1)
         check_at_least("steve_horizon", 0 if self.steve_horizon is None else self.steve_horizon, 0)
+        if self.on_policy_critic and self.horizon < 1:
+            raise ValueError(
+                "`on_policy_critic` learns from the actor's imagined trajectory and needs horizon >= 1, but horizon="
+                f"{self.horizon}. Pass a longer horizon, or on_policy_critic=False."
+            )
         check_share("real_ratio", self.real_ratio)
         check_at_least("rollout_freq", self.rollout_freq, 1)
         check_at_least("rollout_batch_size", self.rollout_batch_size, 1)
@@ -96,12 +107,12 @@ class MAAC(ModelBasedAlgorithm):
 
     @property
     def uses_model(self) -> bool:
-        """False where MAAC reduces to SAC."""
+        """Whether the model is of use: False where MAAC reduces to SAC."""
         return self.horizon > 0 or self._target_horizon > 0 or self.real_ratio < 1
 
     @property
     def _target_horizon(self) -> int:
-        if not self.steve:
+        if not self.steve or self.on_policy_critic:
             return 0
         return self.horizon if self.steve_horizon is None else self.steve_horizon
 
@@ -130,7 +141,10 @@ class MAAC(ModelBasedAlgorithm):
         parts = [self._real_batch(n_real)] if n_real else []
         if n_real < batch_size:
             parts.append(self.imaginary_buffer.sample(batch_size - n_real))
-        return parts[0] if len(parts) == 1 else ReplayBufferSamples(*(th.cat(field) for field in list(zip(*parts))[:5]))
+        if len(parts) == 1:
+            return parts[0]
+        real, imagined = parts
+        return ReplayBufferSamples(*(th.cat([getattr(real, f), getattr(imagined, f)]) for f in ReplayBufferSamples._fields[:5]))
 
     def _update(self, batch_size: int) -> None:
         """
@@ -152,8 +166,14 @@ class MAAC(ModelBasedAlgorithm):
         ent_coef_loss = self.entropy_coef.update(first_log_probs)
 
         # J_Q = 1/2 sum_j E[(Q_j(s, a) - y)^2]
-        targets = self._critic_targets(batch, ent_coef)
-        q_values = self.critic(self._view.observations(batch.observations), batch.actions)
+        if self.on_policy_critic:
+            observations = trajectory.observations[:-1].detach().flatten(0, 1)
+            actions = trajectory.actions.detach().flatten(0, 1)
+            targets = self._trajectory_targets(trajectory, last_actions, last_log_probs, ent_coef)
+        else:
+            observations, actions = batch.observations, batch.actions
+            targets = self._batch_targets(batch, ent_coef)
+        q_values = self.critic(self._view.observations(observations), actions)
         critic_loss = 0.5 * (q_values - targets).square().mean(dim=1).sum()
         self.critic.optimizer.zero_grad()
         critic_loss.backward()
@@ -185,7 +205,7 @@ class MAAC(ModelBasedAlgorithm):
             self.metrics.add(ent_coef_loss=ent_coef_loss)
 
     @th.no_grad()
-    def _critic_targets(self, batch: ReplayBufferSamples, ent_coef: th.Tensor) -> th.Tensor:
+    def _batch_targets(self, batch: ReplayBufferSamples, ent_coef: th.Tensor) -> th.Tensor:
         r"""
         STEVE targets (Buckman et al., 2018): for each horizon h and each member m the return of h model steps behind the
         transition, :math:`T_h^m = r + \gamma_0 [\hat r_1 - \alpha \log \pi_1 + \gamma_1 [... V(s_{h+1})]]`, averaged over
@@ -223,6 +243,27 @@ class MAAC(ModelBasedAlgorithm):
             return pessimistic[0]
         weights = steve_weights(targets.flatten(1, 2).var(dim=1))
         return (weights * pessimistic).sum(dim=0)
+
+    @th.no_grad()
+    def _trajectory_targets(
+        self, trajectory: Trajectory, last_actions: th.Tensor, last_log_probs: th.Tensor, ent_coef: th.Tensor
+    ) -> th.Tensor:
+        r"""
+        Soft H-step returns of every step of an on-policy trajectory,
+        :math:`G_t = r_t + \gamma_t [G_{t+1} - \alpha \log \pi(a_{t+1}|s_{t+1})]`, :math:`G_H = \min_j \bar Q_j(s_H, a_H)`.
+
+        :param trajectory: H steps
+        :param last_actions: a_H, [B, A]
+        :param last_log_probs: log pi(a_H | s_H), [B]
+        :param ent_coef: alpha
+        :return: [H * B]
+        """
+        last_values = self.critic_target(self._view.observations(trajectory.observations[-1]), last_actions).amin(dim=0)
+        discounts = self.gamma * (1 - trajectory.terminated)
+        following_log_probs = th.cat([trajectory.log_probs[1:], last_log_probs.unsqueeze(0)])
+        soft_rewards = self._view.rewards(trajectory.rewards) - discounts * ent_coef * following_log_probs
+        # With lambda = 1 the values in between do not count
+        return lambda_returns(soft_rewards, discounts, last_values.expand_as(soft_rewards)).flatten()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "imaginary_buffer"]
