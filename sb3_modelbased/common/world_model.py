@@ -32,6 +32,20 @@ class ModelStep(NamedTuple):
     terminated: th.Tensor
 
 
+class MemberPredictions(NamedTuple):
+    """
+    What every elite says of the same pairs, in normalised units.
+
+    :param mean: [n_elites, B, D]
+    :param log_var: [n_elites, B, D]
+    :param logits: of termination, [n_elites, B, 1], or [n_elites, B, 0] where it is known
+    """
+
+    mean: th.Tensor
+    log_var: th.Tensor
+    logits: th.Tensor
+
+
 class Dynamics(Protocol):
     """Anything that can be imagined with: a learned :class:`WorldModel`, or a known environment written in torch."""
 
@@ -193,6 +207,41 @@ class WorldModel(nn.Module):
         mean, log_var, logits = self.elite_ensemble(self.inputs(observations, actions))
         sample = th.addcmul(mean, (0.5 * log_var).exp(), th.randn_like(mean))
         return self.assemble(observations, actions, sample, logits)
+
+    def predict_members(self, observations: th.Tensor, actions: th.Tensor) -> MemberPredictions:
+        """
+        The distributions that all elites predict for every row, differentiable.
+
+        :param observations: [B, O]
+        :param actions: scaled to [-1, 1], [B, A]
+        :return: [n_elites, B, ...]
+        """
+        return MemberPredictions(*self.elite_ensemble(self.inputs(observations, actions)))
+
+    def step_predicted(
+        self, observations: th.Tensor, actions: th.Tensor, predictions: MemberPredictions, rows: th.Tensor
+    ) -> ModelStep:
+        """
+        As :meth:`step`, from predictions that were made before: a sampled step of the chosen rows, each by one random
+        elite.
+
+        :param observations: of the chosen rows, [N, O]
+        :param actions: of the chosen rows, scaled to [-1, 1], [N, A]
+        :param predictions: of all rows, [n_elites, B, ...]
+        :param rows: numbers of the chosen rows, [N]
+        :return: [N, ...]
+        """
+        members = self.draw_members(len(rows))
+        mean, log_var, logits = (prediction[members, rows] for prediction in predictions)
+        sample = th.addcmul(mean, (0.5 * log_var).exp(), th.randn_like(mean))
+        return self.assemble(observations, actions, sample, logits)
+
+    def draw_members(self, n: int) -> th.Tensor:
+        """
+        :param n: number of rows
+        :return: a uniform elite for each, [n]
+        """
+        return th.randint(self.n_elites, (n,), device=self.action_low.device)
 
     def assemble(
         self, observations: th.Tensor, actions: th.Tensor, normalized_targets: th.Tensor, logits: th.Tensor
