@@ -1,6 +1,7 @@
 """Schedules over environment steps (SB3's own schedules run over the remaining progress)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class RolloutLengthSchedule:
@@ -14,8 +15,10 @@ class RolloutLengthSchedule:
     """
 
     def __init__(self, specification: int | Sequence[int]) -> None:
-        points = [specification] * 2 + [0, 1] if isinstance(specification, int) else list(specification)
-        valid = len(points) == 4 and all(p == int(p) for p in points) and min(points[:2]) >= 1 and 0 <= points[2] < points[3]
+        constant = not isinstance(specification, (list, tuple))
+        points: list[Any] = [specification, specification, 0, 1] if constant else list(specification)  # type: ignore[arg-type]
+        whole = len(points) == 4 and all(isinstance(p, (int, float)) and float(p).is_integer() for p in points)
+        valid = whole and min(points[:2]) >= 1 and 0 <= points[2] < points[3]
         if not valid:
             raise ValueError(
                 "`rollout_length` must be a number of model steps >= 1, or [first, last, start, end] with lengths >= 1 and "
