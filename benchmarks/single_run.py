@@ -49,10 +49,10 @@ def algorithm_class(name: str) -> type[OffPolicyAlgorithm]:
     :param name: for example ``"sac"`` or ``"maac"``
     :return: the algorithm's class
     """
-    import sb3_modelbased
-
     if name in ALGOS:
         return ALGOS[name]
+    import sb3_modelbased
+
     try:
         return getattr(sb3_modelbased, name.upper())
     except AttributeError as error:
