@@ -164,6 +164,44 @@ class GaussianEnsemble(nn.Module):
         return frozen
 
 
+class SeparateGaussianEnsembles(nn.Module):
+    """
+    Ensembles that share their inputs but no weights, seen as one: member i of the whole is member i of every part, and
+    the whole predicts the parts' targets side by side.
+
+    :param parts: ensembles of one size
+    """
+
+    def __init__(self, parts: Sequence[GaussianEnsemble]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.ensemble_size = parts[0].ensemble_size
+
+    def forward(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param inputs: one batch per member [E, B, in], or one batch for all [B, in]
+        :return: means [E, B, D], log-variances [E, B, D] and logits [E, B, n_logits], each the parts' in their order
+        """
+        mean, log_var, logits = zip(*(part(inputs) for part in self.parts))
+        return th.cat(mean, dim=-1), th.cat(log_var, dim=-1), th.cat(logits, dim=-1)
+
+    def log_var_bounds_loss(self) -> th.Tensor:
+        """
+        :return: the sum of the parts'
+        """
+        return th.stack([part.log_var_bounds_loss() for part in self.parts]).sum()  # type: ignore[operator]
+
+    def subset(self, members: Sequence[int]) -> "SeparateGaussianEnsembles":
+        """
+        :param members: indices of the members to keep
+        :return: a frozen copy of these members of every part
+        """
+        return SeparateGaussianEnsembles([part.subset(members) for part in self.parts])  # type: ignore[operator]
+
+
+AnyEnsemble = GaussianEnsemble | SeparateGaussianEnsembles
+
+
 def _select_members(module: nn.Module, index: th.Tensor) -> nn.Module:
     """
     :param module: a layer of an ensemble
@@ -190,3 +228,18 @@ def gaussian_nll(mean: th.Tensor, log_var: th.Tensor, target: th.Tensor) -> th.T
     :return: [...]
     """
     return 0.5 * ((target - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi))
+
+
+def sampled_squared_error(mean: th.Tensor, log_var: th.Tensor, target: th.Tensor) -> th.Tensor:
+    r"""
+    Squared error of one reparameterised sample, :math:`\frac12 (\mu + \sigma \zeta - y)^2` with
+    :math:`\zeta \sim \mathcal N(0, 1)`: equation 4 of MEMB. Its expectation is :math:`\frac12 [(\mu - y)^2 + \sigma^2]`, so it
+    fits the mean and drives the deviation to zero.
+
+    :param mean: [...]
+    :param log_var: [...]
+    :param target: [...]
+    :return: [...]
+    """
+    sample = th.addcmul(mean, (0.5 * log_var).exp(), th.randn_like(mean))
+    return 0.5 * (sample - target).square()

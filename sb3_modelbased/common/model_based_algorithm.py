@@ -12,10 +12,12 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, RolloutReturn, Schedule
+from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_modelbased.common.agent_view import AgentView, make_view
 from sb3_modelbased.common.buffers import ReplayMirror
+from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
 from sb3_modelbased.common.entropy import make_entropy_coef
 from sb3_modelbased.common.errors import NonFiniteError, check_at_least, check_known_arguments
 from sb3_modelbased.common.metrics import RunningMeans, Stopwatch
@@ -68,6 +70,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         None to learn the reward
     :param termination_fn: known termination function with the same arguments; "gymnasium" for the one of a Gymnasium
         task; None to learn it
+    :param cuda_graphs: on a CUDA device, run updates and model updates as CUDA graphs; no effect on a CPU
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
     :param use_sde_at_warmup: Whether to use gSDE instead of uniform sampling during the warm up phase
@@ -112,6 +115,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         model_kwargs: dict[str, Any] | None = None,
         reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | str | None = None,
+        cuda_graphs: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         use_sde_at_warmup: bool = False,
@@ -165,6 +169,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         self.model_kwargs = model_kwargs
         self.reward_fn = reward_fn
         self.termination_fn = termination_fn
+        self.cuda_graphs = cuda_graphs
 
         # State of the training that is saved with the agent
         self.model_fit_at: int | None = None  # env steps at the last fit
@@ -189,7 +194,9 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         assert isinstance(self.action_space, spaces.Box)
         observation_dim = get_flattened_obs_dim(self.observation_space)
         action_dim = int(np.prod(self.action_space.shape))
-        self.entropy_coef = make_entropy_coef(self.ent_coef, self.target_entropy, action_dim, self.lr_schedule(1)).to(self.device)
+        self.entropy_coef = make_entropy_coef(self.ent_coef, self.target_entropy, action_dim, self.lr_schedule(1)).to(
+            self.device
+        )
         # The model draws its weights aside: the policy's random numbers stay those of an agent without a model
         with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self.world_model = self._make_world_model(observation_dim)
@@ -200,14 +207,18 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             max_gradient_steps=self.model_gradient_steps,
             **(self.model_kwargs or {}),
         )
+        self.model_trainer.cuda_graphs = self.cuda_graphs and self.device.type == "cuda"
         self.real_data = ReplayMirror(self.buffer_size, observation_dim, action_dim, self.device)
         self.metrics = RunningMeans()
+        self._view: AgentView = make_view(self._vec_normalize_env, self.device)
+        self._graphed_update: GraphedCall | None = None
         self._finite_parameters: dict[str, th.Tensor] = {}
         self._checked_at_update = self._n_updates
 
-    def _make_world_model(self, observation_dim: int) -> WorldModel:
+    def _make_world_model(self, observation_dim: int, **kwargs: Any) -> WorldModel:
         """
         :param observation_dim: O
+        :param kwargs: further arguments of the model, for an algorithm that has them
         :return: the model, on the training device
         """
         assert isinstance(self.action_space, spaces.Box)
@@ -220,6 +231,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             activation_fn=self.model_activation_fn,
             reward_fn=self.reward_fn,
             termination_fn=self._known_termination_fn,
+            **kwargs,
         ).to(self.device)
 
     def _create_aliases(self) -> None:
@@ -248,6 +260,8 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         :param force_reset: Force call to ``reset()`` before training
         """
         super().set_env(env, force_reset=force_reset)
+        self._view = make_view(self._vec_normalize_env, self.device)
+        self._graphed_update = None
         if self.termination_fn == "gymnasium":
             self._resolve_termination_fn()
             self.world_model.termination_fn = self._known_termination_fn
@@ -342,7 +356,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         assert self.replay_buffer is not None
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
-        self._view: AgentView = make_view(self._vec_normalize_env, self.device)
+        self._view.refresh()
         self._prepare_imagination()
         if self.uses_model and self.model_fit_at is None:
             return  # too little data for a first fit
@@ -351,17 +365,66 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         with self.stopwatch.measure("updates"):
             for _ in range(gradient_steps):
                 self._n_updates += 1
-                self._update(batch_size)
+                self._run_update(batch_size)
+                self.imagined_transitions += self._imagined_per_update(batch_size)
+                if self._n_updates % self.target_update_interval == 0:
+                    self._update_targets()
         if self._n_updates - self._checked_at_update >= FINITE_CHECK_INTERVAL:
             self._check_finite()
 
+    def _run_update(self, batch_size: int) -> None:
+        """
+        One :meth:`_update`, eagerly or as a CUDA graph.
+
+        :param batch_size: minibatch size
+        """
+        if not self._graphs_updates:
+            return self._update(batch_size)
+        if self._graphed_update is None:
+            self._graphed_update = GraphedCall(lambda: self._update(batch_size), lambda: (batch_size, *self._static_addresses()))
+        self._graphed_update()
+
     def _update(self, batch_size: int) -> None:
         """
-        One update of the agent.
+        One update of the agent, of everything but the target networks. It neither reads from the device nor counts in
+        Python, so that it can be captured as a CUDA graph.
 
         :param batch_size: minibatch size
         """
         raise NotImplementedError()
+
+    def _imagined_per_update(self, batch_size: int) -> int:
+        """
+        :param batch_size: minibatch size
+        :return: model steps of one :meth:`_update`, summed over rows
+        """
+        return 0
+
+    def _update_targets(self) -> None:
+        """Polyak averaging of the target critics."""
+        polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+
+    def _static_addresses(self) -> tuple[int, ...]:
+        """
+        :return: addresses of the tensors that :meth:`_update` reads and that may move
+        """
+        return (self.real_data.address,)
+
+    @property
+    def _graphs_updates(self) -> bool:
+        """Whether an update runs as a CUDA graph."""
+        if self.device.type != "cuda":
+            return False
+        # Other replay buffers sample in ways that a graph cannot
+        return self.cuda_graphs and type(self.replay_buffer) is ReplayBuffer
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        learning_rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", learning_rate)
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        prepare_optimizers(optimizers, capturable=self._graphs_updates)
+        for optimizer in optimizers:
+            set_learning_rate(optimizer, learning_rate)
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         """
@@ -379,11 +442,10 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     def _prepare_imagination(self) -> None:
         """Fit the model where that is due."""
-        if not self.uses_model:
-            return
         assert self.replay_buffer is not None
-        self.real_data.sync(self.replay_buffer)
-        if self._fit_is_due():
+        if self.uses_model or self._graphs_updates:
+            self.real_data.sync(self.replay_buffer)
+        if self.uses_model and self._fit_is_due():
             with self.stopwatch.measure("model_fit"):
                 self._log_fit(self._fit_model())
 
@@ -421,13 +483,14 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         :return: real transitions in environment units, float32, flat observations
         """
         assert self.replay_buffer is not None
+        if self._graphs_updates:  # the data is on the device already
+            rows = self.real_data[self.real_data.random_rows(batch_size)]
+            return ReplayBufferSamples(
+                rows.observations, rows.actions, rows.next_observations, rows.terminated.unsqueeze(-1), rows.rewards.unsqueeze(-1)
+            )
         batch = self.replay_buffer.sample(batch_size)
-        return ReplayBufferSamples(
-            batch.observations.float().flatten(1),
-            batch.actions,
-            batch.next_observations.float().flatten(1),
-            batch.dones,
-            batch.rewards,
+        return batch._replace(
+            observations=batch.observations.float().flatten(1), next_observations=batch.next_observations.float().flatten(1)
         )
 
     def _policy_fn(self, observations: th.Tensor, step: int = 0) -> tuple[th.Tensor, th.Tensor]:
@@ -488,12 +551,20 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             "model_trainer",
             "real_data",
             "metrics",
+            "_graphed_update",
             "_view",
             "_finite_parameters",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts = ["policy", "actor.optimizer", "critic.optimizer", "entropy_coef", "world_model", "model_trainer.optimizer"]
+        state_dicts = [
+            "policy",
+            "actor.optimizer",
+            "critic.optimizer",
+            "entropy_coef",
+            "world_model",
+            "model_trainer.optimizer",
+        ]
         if self.entropy_coef.optimizer is not None:
             state_dicts.append("entropy_coef.optimizer")
         return state_dicts, []

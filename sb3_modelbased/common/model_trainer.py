@@ -1,12 +1,12 @@
 """Fitting the world model: bootstrap, holdout, early stopping, elites, and a cap on what one fit may cost."""
 
 import time
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch as th
 
 from sb3_modelbased.common.buffers import ReplayMirror
-from sb3_modelbased.common.ensemble import gaussian_nll
+from sb3_modelbased.common.ensemble import AnyEnsemble, gaussian_nll, sampled_squared_error
 from sb3_modelbased.common.type_aliases import Transitions
 from sb3_modelbased.common.world_model import WorldModel
 
@@ -14,6 +14,35 @@ from sb3_modelbased.common.world_model import WorldModel
 LOG_VAR_BOUNDS_WEIGHT = 0.01
 # A lower holdout error counts from this relative improvement on (MBPO's code)
 MIN_IMPROVEMENT = 0.01
+
+
+class ModelLoss(Protocol):
+    """What a fit minimises, apart from the classifier's cross-entropy."""
+
+    def __call__(self, ensemble: AnyEnsemble, mean: th.Tensor, log_var: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        """
+        :param ensemble: for penalties on its parameters
+        :param mean: its prediction, in normalised units, [E, B, D]
+        :param log_var: of the prediction, [E, B, D]
+        :param targets: [E, B, D]
+        :return: summed over members, because their gradients are independent; scalar
+        """
+        ...
+
+
+def nll_loss(ensemble: AnyEnsemble, mean: th.Tensor, log_var: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """The negative log-likelihood per dimension with the bounds' penalty (PETS). See :class:`ModelLoss`."""
+    nll = gaussian_nll(mean, log_var, targets).mean(dim=(1, 2)).sum()
+    return nll + LOG_VAR_BOUNDS_WEIGHT * ensemble.log_var_bounds_loss()
+
+
+def sampled_mse_loss(ensemble: AnyEnsemble, mean: th.Tensor, log_var: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """
+    The squared error of a sample (MEMB, equation 4), the mean over dimensions. See :class:`ModelLoss`.
+
+    No penalty on the bounds: it would win against an error that wants no variance, and raise it.
+    """
+    return sampled_squared_error(mean, log_var, targets).mean(dim=(1, 2)).sum()
 
 
 class FitReport(NamedTuple):
@@ -36,7 +65,7 @@ class FitReport(NamedTuple):
 
 class ModelTrainer:
     """
-    Fits a :class:`WorldModel` by maximum likelihood, each member on its own bootstrap of the data.
+    Fits a :class:`WorldModel`, each member on its own bootstrap of the data.
 
     Fits are warm-started. A fit stops when no member's holdout error improved for ``patience`` epochs, or after
     ``max_gradient_steps`` updates, so that its cost does not grow with the data; each member then returns to its best
@@ -50,6 +79,7 @@ class ModelTrainer:
     :param patience: epochs without improvement after which a fit ends
     :param holdout_ratio: share of the data that judges
     :param max_holdout_rows: most rows that judge
+    :param loss_fn: what is minimised: :func:`nll_loss`, :func:`sampled_mse_loss` or one like them
     """
 
     def __init__(
@@ -62,6 +92,7 @@ class ModelTrainer:
         patience: int = 5,
         holdout_ratio: float = 0.2,
         max_holdout_rows: int = 5000,
+        loss_fn: ModelLoss = nll_loss,
     ) -> None:
         self.world_model = world_model
         self.batch_size = batch_size
@@ -69,6 +100,7 @@ class ModelTrainer:
         self.patience = patience
         self.holdout_ratio = holdout_ratio
         self.max_holdout_rows = max_holdout_rows
+        self.loss_fn = loss_fn
         self.optimizer = th.optim.AdamW(
             world_model.ensemble.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
         )
@@ -124,8 +156,7 @@ class ModelTrainer:
 
     def loss(self, batch: Transitions) -> th.Tensor:
         """
-        The negative log-likelihood per dimension, summed over members (their gradients are independent), with the
-        bounds' penalty and, where termination is learned, its cross-entropy.
+        ``loss_fn``, plus the classifier's cross-entropy where termination is learned, summed over members.
 
         :param batch: one batch per member, [E, B, ...]
         :return: scalar
@@ -133,8 +164,7 @@ class ModelTrainer:
         model = self.world_model
         mean, log_var, logits = model.ensemble(model.inputs(batch.observations, batch.actions))
         targets = model.target_normalizer.normalize(model.targets(batch))
-        loss = gaussian_nll(mean, log_var, targets).mean(dim=(1, 2)).sum()
-        loss = loss + LOG_VAR_BOUNDS_WEIGHT * model.ensemble.log_var_bounds_loss()
+        loss = self.loss_fn(model.ensemble, mean, log_var, targets)
         if model.learns_termination:
             cross_entropy = th.nn.functional.binary_cross_entropy_with_logits(
                 logits.squeeze(-1), batch.terminated, reduction="none"

@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_modelbased.common.ensemble import GaussianEnsemble
+from sb3_modelbased.common.ensemble import AnyEnsemble, GaussianEnsemble, SeparateGaussianEnsembles
 from sb3_modelbased.common.normalizer import Normalizer
 from sb3_modelbased.common.type_aliases import RewardFn, TerminationFn, Transitions
 
@@ -73,6 +73,8 @@ class WorldModel(nn.Module):
     :param activation_fn: activation of each member
     :param reward_fn: known reward function; None to learn the reward
     :param termination_fn: known termination function; None to learn a classifier
+    :param reward_net_arch: hidden layers of a reward network of its own in each member; None to predict the reward with
+        the change of the observation
     """
 
     elites: th.Tensor
@@ -88,6 +90,7 @@ class WorldModel(nn.Module):
         activation_fn: type[nn.Module] = nn.SiLU,
         reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | None = None,
+        reward_net_arch: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.observation_dim = observation_dim
@@ -96,15 +99,15 @@ class WorldModel(nn.Module):
         self.termination_fn = termination_fn
         self.n_elites = n_elites
         self.target_dim = observation_dim + (reward_fn is None)
-        self.ensemble = GaussianEnsemble(
-            ensemble_size,
-            input_dim=observation_dim + self.action_dim,
-            target_dim=self.target_dim,
-            n_logits=int(termination_fn is None),
-            net_arch=net_arch,
-            activation_fn=activation_fn,
-        )
-        self.input_normalizer = Normalizer(observation_dim + self.action_dim)
+        input_dim, n_logits = observation_dim + self.action_dim, int(termination_fn is None)
+        self.ensemble: AnyEnsemble
+        if reward_fn is None and reward_net_arch is not None:
+            change = GaussianEnsemble(ensemble_size, input_dim, observation_dim, n_logits, net_arch, activation_fn)
+            reward = GaussianEnsemble(ensemble_size, input_dim, 1, 0, reward_net_arch, activation_fn)
+            self.ensemble = SeparateGaussianEnsembles([change, reward])
+        else:
+            self.ensemble = GaussianEnsemble(ensemble_size, input_dim, self.target_dim, n_logits, net_arch, activation_fn)
+        self.input_normalizer = Normalizer(input_dim)
         self.target_normalizer = Normalizer(self.target_dim)
         low, high = (np.asarray(bound, dtype=np.float32).reshape(-1) for bound in (action_space.low, action_space.high))
         self.register_buffer("action_low", th.as_tensor(low))
@@ -116,16 +119,22 @@ class WorldModel(nn.Module):
         self.register_buffer("terminations_seen", th.zeros((), dtype=th.bool))
         self.register_buffer("fitted", th.zeros((), dtype=th.bool))
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh_elites())
-        self.refresh_elites()
+        self._make_elite_ensemble()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "WorldModel":
         super()._apply(fn, recurse)
-        self.refresh_elites()  # it is no submodule, so that it is neither saved nor trained: move it by hand
+        self._make_elite_ensemble()
         return self
 
-    def refresh_elites(self) -> None:
-        """Copy the elites' weights into the network that imagination evaluates."""
+    def _make_elite_ensemble(self) -> None:
+        # No submodule, so that it is neither saved nor trained
         self.__dict__["elite_ensemble"] = self.ensemble.subset(self.elites.tolist())
+
+    @th.no_grad()
+    def refresh_elites(self) -> None:
+        """Copy the elites' weights into the network that imagination evaluates, in place (a CUDA graph may hold it)."""
+        for kept, parameter in zip(self.elite_ensemble.parameters(), self.ensemble.parameters(), strict=True):
+            kept.copy_(parameter[self.elites])
 
     @property
     def ensemble_size(self) -> int:
