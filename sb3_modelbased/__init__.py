@@ -6,4 +6,4 @@ from sb3_modelbased.mpdp import MPDP
 
 __version__ = "0.1.0"
 
-__all__ = ["MAAC", "MPDP"]
+__all__ = ["MAAC", "MEMB", "MPDP", "SVG1"]
