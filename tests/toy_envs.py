@@ -35,7 +35,7 @@ class PointEnv(gym.Env):
         ends_badly: bool = False,
     ) -> None:
         self.observation_space = observation_space or spaces.Box(-10.0, 10.0, (3,), np.float32)
-        self.action_space = action_space or spaces.Box(np.array([-1.0, 0.0]), np.array([3.0, 0.5]), dtype=np.float32)
+        self.action_space = action_space or spaces.Box(np.float32([-1.0, 0.0]), np.float32([3.0, 0.5]))
         self.limit, self.time_limit = limit, time_limit
         self.bad_step, self.bad_observation, self.bad_reward = bad_step, bad_observation, bad_reward
         self.ends_badly = ends_badly
