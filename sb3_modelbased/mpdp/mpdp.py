@@ -7,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
-from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_modelbased.common.errors import check_at_least
@@ -181,9 +180,14 @@ class MPDP(ModelBasedAlgorithm):
                 actions, log_probs = self._policy_fn(states)
             ends.append((rows, weights, states, actions, log_probs))
         assert first_log_probs is not None
+        rows, weights, states, actions, log_probs = (th.cat(parts) for parts in zip(*ends, strict=True))
         return Plan(
             returns,
-            *(th.cat(parts) for parts in zip(*ends)),
+            rows,
+            weights,
+            states,
+            actions,
+            log_probs,
             first_log_probs=first_log_probs,
             uncertainties=th.cat(uncertainties),
             steps=steps,
@@ -199,6 +203,11 @@ class MPDP(ModelBasedAlgorithm):
         """
         q_values = self.critic(self._view.observations(plan.observations), plan.actions).amin(dim=0)
         return plan.returns.index_add(0, plan.rows, plan.weights * (q_values - ent_coef * plan.log_probs))
+
+    @property
+    def _graphs_updates(self) -> bool:
+        """False: how many rows go on is known only while planning, a CUDA graph has one shape."""
+        return False
 
     def _update(self, batch_size: int) -> None:
         """
@@ -230,9 +239,6 @@ class MPDP(ModelBasedAlgorithm):
         self.actor.optimizer.zero_grad()
         actor_loss.backward(inputs=parameters)  # no gradient for the critics' weights
         self.actor.optimizer.step()
-
-        if self._n_updates % self.target_update_interval == 0:
-            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
 
         self.imagined_transitions += sum(plan.steps)
         self._log_plan(plan)
@@ -278,7 +284,7 @@ class MPDP(ModelBasedAlgorithm):
         quantiles = plan.uncertainties.quantile(plan.uncertainties.new_tensor(QUANTILES))
         self.metrics.add(
             uncertainty=plan.uncertainties.mean(),
-            **{f"uncertainty_q{100 * q:.0f}": value for q, value in zip(QUANTILES, quantiles)},
+            **{f"uncertainty_q{100 * q:.0f}": value for q, value in zip(QUANTILES, quantiles, strict=True)},
             **{name: th.tensor(float(value)) for name, value in counts.items()},
         )
 

@@ -44,7 +44,7 @@ class MPDPPolicy(ModelBasedSACPolicy):
         # One optimiser for all; it skips the policies that a batch of plans did not reach, because they have no gradient
         self.actor.optimizer = self.optimizer_class(
             nn.ModuleList(self.policies).parameters(),
-            lr=lr_schedule(1),  # type: ignore[call-arg]
+            lr=lr_schedule(1),
             **self.optimizer_kwargs,
         )
 
