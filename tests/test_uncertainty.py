@@ -29,7 +29,9 @@ def test_against_torch_distributions(members: int, log_var_offset: float) -> Non
     mean = th.randn(members, 50, 4, generator=generator)
     log_var = th.randn(members, 50, 4, generator=generator) + log_var_offset
     expected = reference_one_vs_rest_kl(mean, log_var)
-    th.testing.assert_close(one_vs_rest_kl(mean, log_var).double(), expected, rtol=1e-3, atol=1e-5)
+    # float32: members that are thousands of variances apart lose digits of the rest's variance
+    th.testing.assert_close(one_vs_rest_kl(mean, log_var).double(), expected, rtol=5e-3, atol=1e-5)
+    th.testing.assert_close(one_vs_rest_kl(mean.double(), log_var.double()), expected)
 
 
 def test_by_hand() -> None:
