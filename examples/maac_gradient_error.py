@@ -29,6 +29,7 @@ from sb3_modelbased.common.ensemble import EnsembleMLP
 from sb3_modelbased.common.imagination import imagine
 from sb3_modelbased.common.model_trainer import ModelTrainer
 from sb3_modelbased.common.returns import discounted_sum
+from sb3_modelbased.common.termination_fns import NeverTerminates
 from sb3_modelbased.common.type_aliases import PolicyFn, Transitions
 from sb3_modelbased.common.world_model import Dynamics, ModelStep, WorldModel
 
@@ -151,7 +152,7 @@ def learn_dynamics(data: ReplayMirror, gradient_steps: int) -> WorldModel:
         n_elites=3,
         net_arch=(64, 64),
         reward_fn=reward_fn,
-        termination_fn=lambda observations, actions, next_observations: th.zeros_like(observations[..., 0], dtype=th.bool),
+        termination_fn=NeverTerminates(),
     )
     ModelTrainer(model, max_gradient_steps=gradient_steps).fit(data)
     return model
