@@ -80,15 +80,12 @@ def make_entropy_coef(ent_coef: str | float, target_entropy: str | float, action
     """
     try:
         target = -float(action_dim) if target_entropy == "auto" else float(target_entropy)
-        if isinstance(ent_coef, str) and ent_coef.startswith("auto"):
-            initial_value = float(ent_coef.split("_")[1]) if "_" in ent_coef else 1.0
-            if initial_value <= 0:
-                raise ValueError
-            return LearnedEntropyCoef(initial_value, target, learning_rate)
-        if float(ent_coef) < 0:
+        learned = ent_coef == "auto" or (isinstance(ent_coef, str) and ent_coef.startswith("auto_"))
+        value = 1.0 if ent_coef == "auto" else float(str(ent_coef).removeprefix("auto_"))
+        if not (math.isfinite(target) and 0 <= value < math.inf) or (learned and value == 0):
             raise ValueError
-        return FixedEntropyCoef(float(ent_coef))
-    except ValueError:
+        return LearnedEntropyCoef(value, target, learning_rate) if learned else FixedEntropyCoef(value)
+    except (TypeError, ValueError):
         raise ValueError(
             "`ent_coef` must be a number >= 0, 'auto', or 'auto_<start>' with a start > 0, and `target_entropy` a number or "
             f"'auto', but ent_coef={ent_coef!r} and target_entropy={target_entropy!r}. Pass for example ent_coef='auto_0.1'."
