@@ -70,7 +70,7 @@ def test_the_sample_has_the_predicted_mean_and_deviation():
     n = 40_000
     with th.no_grad():
         step = model.step(observations.expand(n, -1), actions.expand(n, -1))
-        mean, log_var, _ = model.ensemble(model.inputs(observations, actions))
+        _, log_var, _ = model.ensemble(model.inputs(observations, actions))
     (next_observations, reward, _), *_ = member_steps(model, observations, actions)
     expected_mean = th.cat([next_observations[0], reward])
     expected_std = (0.5 * log_var[0, 0]).exp() * model.target_normalizer.std
