@@ -15,6 +15,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 class AgentView(Protocol):
     """From environment units to what the policy and the critics are trained on."""
 
+    def refresh(self) -> None:
+        """Take over statistics that moved."""
+        ...
+
     def observations(self, observations: th.Tensor) -> th.Tensor:
         """
         :param observations: raw, [..., O]
@@ -32,6 +36,9 @@ class AgentView(Protocol):
 
 class IdentityView:
     """Without ``VecNormalize``: the agent sees environment units."""
+
+    def refresh(self) -> None:
+        """Nothing moves."""
 
     def observations(self, observations: th.Tensor) -> th.Tensor:
         """
@@ -58,13 +65,21 @@ class VecNormalizeView:
     """
 
     def __init__(self, env: VecNormalize, device: th.device) -> None:
+        self.env = env
         self.norm_obs, self.norm_reward = env.norm_obs, env.norm_reward
         self.clip_obs, self.clip_reward = env.clip_obs, env.clip_reward
+        size = int(np.prod(env.observation_space.shape))  # type: ignore[arg-type]
+        self.mean, self.std = th.zeros(size, device=device), th.ones(size, device=device)
+        self.reward_std = th.ones((), device=device)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over the wrapper's statistics, in place (a CUDA graph may hold the tensors)."""
         if self.norm_obs:
-            mean, var = env.obs_rms.mean.reshape(-1), env.obs_rms.var.reshape(-1)  # type: ignore[union-attr]
-            self.mean = th.as_tensor(mean, dtype=th.float32, device=device)
-            self.std = th.as_tensor(np.sqrt(var + env.epsilon), dtype=th.float32, device=device)
-        self.reward_std = float(np.sqrt(env.ret_rms.var + env.epsilon))
+            mean, var = self.env.obs_rms.mean, self.env.obs_rms.var  # type: ignore[union-attr]
+            self.mean.copy_(th.as_tensor(mean.reshape(-1)))
+            self.std.copy_(th.as_tensor(np.sqrt(var + self.env.epsilon).reshape(-1)))
+        self.reward_std.copy_(th.as_tensor(np.sqrt(self.env.ret_rms.var + self.env.epsilon)))
 
     def observations(self, observations: th.Tensor) -> th.Tensor:
         """

@@ -28,6 +28,8 @@ class TransitionRing:
         self._data = th.empty(0, sum(self._widths), device=self.device)  # type: ignore[arg-type]
         self._next = 0
         self._size = 0
+        # The size on the device: a CUDA graph that samples reads it there
+        self._device_size = th.zeros((), dtype=th.float64, device=self.device)
 
     def __len__(self) -> int:
         return self._size
@@ -41,6 +43,7 @@ class TransitionRing:
     def clear(self) -> None:
         """Forget everything."""
         self._next = self._size = 0
+        self._device_size.zero_()
 
     def extend(self, transitions: Transitions) -> None:
         """
@@ -64,6 +67,7 @@ class TransitionRing:
         self._data[: len(rows) - head] = rows[head:]
         self._next = (self._next + len(rows)) % self.capacity
         self._size = min(self._size + len(rows), self.capacity)
+        self._device_size.fill_(self._size)
 
     def _grow(self, needed: int) -> None:
         if needed > len(self._data):
@@ -77,7 +81,7 @@ class TransitionRing:
         :param index: rows, in no particular order of time
         :return: [..., D] for an index of shape [...]
         """
-        fields = self._data[: self._size][index].split(self._widths, dim=-1)  # type: ignore[arg-type]
+        fields = (self._data[: self._size] if isinstance(index, slice) else self._data)[index].split(self._widths, dim=-1)  # type: ignore[arg-type]
         return Transitions(*fields[:3], fields[3].squeeze(-1), fields[4].squeeze(-1))
 
     def random_rows(self, n: int) -> th.Tensor:
@@ -85,7 +89,12 @@ class TransitionRing:
         :param n: number of rows
         :return: uniform row numbers, with replacement, from torch's generator, [n]
         """
-        return th.randint(self._size, (n,), device=self.device)
+        return (th.rand(n, dtype=th.float64, device=self.device) * self._device_size).long()
+
+    @property
+    def address(self) -> int:
+        """Where the storage lies; it moves when the ring grows."""
+        return self._data.data_ptr()
 
 
 class ImaginaryBuffer(TransitionRing):

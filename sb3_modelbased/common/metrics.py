@@ -17,27 +17,32 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, th.Tensor] = {}
-        self._counts: dict[str, int] = defaultdict(int)
+        self._counts: dict[str, th.Tensor] = {}
 
     def add(self, **scalars: th.Tensor) -> None:
         """
         :param scalars: detached one-element tensors by name
         """
         for name, value in scalars.items():
-            value = value.reshape(())
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-            self._counts[name] += 1
+            if name in self._sums:
+                self._sums[name] += value.reshape(())
+                self._counts[name] += 1
+            else:
+                self._sums[name] = value.reshape(()).clone()
+                self._counts[name] = th.ones_like(self._sums[name])
 
     def means(self) -> dict[str, float]:
         """
         :return: mean of every scalar since the last :meth:`clear`
         """
-        return {name: total.item() / self._counts[name] for name, total in self._sums.items()}
+        means = {name: (total / self._counts[name]).item() for name, total in self._sums.items()}
+        return {name: mean for name, mean in means.items() if self._counts[name] > 0}
 
     def clear(self) -> None:
         """Start anew."""
-        self._sums.clear()
-        self._counts.clear()
+        # In place: a CUDA graph may hold on to these tensors, the counts included
+        for value in (*self._sums.values(), *self._counts.values()):
+            value.zero_()
 
 
 class Stopwatch:

@@ -1,11 +1,13 @@
 """Fitting the world model: bootstrap, holdout, early stopping, elites, and a cap on what one fit may cost."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch as th
 
 from sb3_modelbased.common.buffers import ReplayMirror
+from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers
 from sb3_modelbased.common.ensemble import AnyEnsemble, gaussian_nll, sampled_squared_error
 from sb3_modelbased.common.type_aliases import Transitions
 from sb3_modelbased.common.world_model import WorldModel
@@ -63,6 +65,40 @@ class FitReport(NamedTuple):
     seconds: float
 
 
+class _GraphedStep:
+    """
+    A gradient step of the model as a CUDA graph, for batches of one size; others (an epoch's last) run eagerly.
+
+    :param gradient_step: the eager step
+    :param ensemble_size: E
+    :param batch_size: rows per member
+    """
+
+    def __init__(self, gradient_step: Callable[[ReplayMirror, th.Tensor], None], ensemble_size: int, batch_size: int) -> None:
+        self.gradient_step = gradient_step
+        self.shape = (ensemble_size, batch_size)
+        self.data: ReplayMirror | None = None
+        self.rows: th.Tensor | None = None
+        self.call = GraphedCall(self._step, lambda: (id(self.data), self.data.address if self.data else 0))
+
+    def _step(self) -> None:
+        assert self.data is not None and self.rows is not None
+        self.gradient_step(self.data, self.rows)
+
+    def __call__(self, data: ReplayMirror, rows: th.Tensor) -> None:
+        """
+        :param data: real transitions
+        :param rows: of the batch, [E, B]
+        """
+        if rows.shape != self.shape:
+            return self.gradient_step(data, rows)
+        self.data = data
+        if self.rows is None:
+            self.rows = rows.clone()
+        self.rows.copy_(rows)
+        self.call()
+
+
 class ModelTrainer:
     """
     Fits a :class:`WorldModel`, each member on its own bootstrap of the data.
@@ -104,6 +140,8 @@ class ModelTrainer:
         self.optimizer = th.optim.AdamW(
             world_model.ensemble.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
         )
+        self.cuda_graphs = False
+        self._graphed_step: _GraphedStep | None = None
 
     def fit(self, data: ReplayMirror) -> FitReport:
         """
@@ -116,6 +154,12 @@ class ModelTrainer:
         model.fit_normalizers(data[:])
         holdout = data[holdout_rows]
 
+        prepare_optimizers([self.optimizer], capturable=self.cuda_graphs)
+        gradient_step = self._gradient_step
+        if self.cuda_graphs:
+            self._graphed_step = self._graphed_step or _GraphedStep(self._gradient_step, ensemble.ensemble_size, self.batch_size)
+            gradient_step = self._graphed_step
+
         parameters = list(ensemble.parameters())
         best = [parameter.detach().clone() for parameter in parameters]
         best_mse, _ = self.holdout_errors(holdout)
@@ -127,7 +171,7 @@ class ModelTrainer:
                 bootstrap = training_rows[th.randint(n, (ensemble.ensemble_size, n), device=data.device)]
             order = th.rand(bootstrap.shape, device=data.device).argsort(dim=1)
             for rows in bootstrap.gather(1, order).split(self.batch_size, dim=1):
-                self._gradient_step(data[rows])
+                gradient_step(data, rows)
                 gradient_steps += 1
                 if gradient_steps >= self.max_gradient_steps:
                     break
@@ -172,9 +216,9 @@ class ModelTrainer:
             loss = loss + cross_entropy.mean(dim=1).sum()
         return loss
 
-    def _gradient_step(self, batch: Transitions) -> None:
+    def _gradient_step(self, data: ReplayMirror, rows: th.Tensor) -> None:
         self.optimizer.zero_grad()
-        self.loss(batch).backward()
+        self.loss(data[rows]).backward()
         self.optimizer.step()
 
     @th.no_grad()

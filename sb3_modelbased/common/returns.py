@@ -30,7 +30,9 @@ def lambda_returns(
     :return: G_t for t = 0 ... H - 1, [H, ...]
     """
     horizon = rewards.shape[0]
-    weights = th.as_tensor(lambdas, dtype=rewards.dtype, device=rewards.device).expand_as(rewards)
+    if not isinstance(lambdas, th.Tensor):
+        lambdas = rewards.new_full((), lambdas)
+    weights = lambdas.expand_as(rewards)
     returns: list[th.Tensor] = []
     following = next_values[-1]
     for t in reversed(range(horizon)):

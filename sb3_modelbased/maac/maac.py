@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
-from stable_baselines3.common.utils import polyak_update
 
 from sb3_modelbased.common.buffers import ImaginaryBuffer
 from sb3_modelbased.common.errors import check_at_least, check_share
@@ -132,6 +131,13 @@ class MAAC(ModelBasedAlgorithm):
             self.imagined_at = self.num_timesteps
         self.logger.record("model/rollout_length", length)
 
+    def _static_addresses(self) -> tuple[int, ...]:
+        return (*super()._static_addresses(), self.imaginary_buffer.address)
+
+    def _imagined_per_update(self, batch_size: int) -> int:
+        expansion = self._target_horizon * self.world_model.n_elites
+        return batch_size * (self.horizon * self.n_action_samples + expansion)
+
     def _sample_batch(self, batch_size: int) -> ReplayBufferSamples:
         """
         :param batch_size: number of transitions
@@ -189,10 +195,6 @@ class MAAC(ModelBasedAlgorithm):
         actor_loss.backward(inputs=actor_parameters)  # no gradient for the critics' weights
         self.actor.optimizer.step()
 
-        if self._n_updates % self.target_update_interval == 0:
-            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-
-        self.imagined_transitions += self.horizon * len(starts)
         self.metrics.add(
             ent_coef=ent_coef,
             actor_loss=actor_loss.detach(),
@@ -235,7 +237,6 @@ class MAAC(ModelBasedAlgorithm):
                 rewards.append(self._view.rewards(prediction.rewards) + bonus)
                 discounts.append(self.gamma * (1 - prediction.terminated))
                 states = prediction.next_observations
-                self.imagined_transitions += members * batch_size
         # [horizon + 1, critics, members, B]
         targets = k_step_returns(th.stack(rewards).unsqueeze(1), th.stack(discounts).unsqueeze(1), th.stack(values))
         pessimistic = targets.amin(dim=1).mean(dim=1)

@@ -6,14 +6,16 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, polyak_update
 
+from sb3_modelbased.common.cuda_graph import set_learning_rate
 from sb3_modelbased.common.errors import check_at_least
 from sb3_modelbased.common.imagination import imagine
 from sb3_modelbased.common.known_dynamics import KnownDynamics, TrueModel, resolve_true_model
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
 from sb3_modelbased.common.model_trainer import ModelLoss, nll_loss, sampled_mse_loss
 from sb3_modelbased.common.returns import discounted_sum, lambda_returns
+from sb3_modelbased.common.type_aliases import Trajectory
 from sb3_modelbased.common.world_model import Dynamics, WorldModel
 from sb3_modelbased.memb.policies import MEMBPolicy
 
@@ -57,7 +59,7 @@ class MEMB(ModelBasedAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MEMBPolicy}
-    policy: MEMBPolicy  # type: ignore[assignment]
+    policy: MEMBPolicy
 
     def __init__(
         self,
@@ -147,12 +149,19 @@ class MEMB(ModelBasedAlgorithm):
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
-        update_learning_rate(self.critic.optimizer, self.value_lr_schedule(self._current_progress_remaining))
+        set_learning_rate(self.critic.optimizer, self.value_lr_schedule(self._current_progress_remaining))
 
     @property
     def uses_model(self) -> bool:
         """False with a true model: there is nothing to fit."""
         return self._known_true_model is None
+
+    def _imagined_per_update(self, batch_size: int) -> int:
+        return batch_size * (self.imagination_horizon + self.value_expansion_horizon - 1)
+
+    def _update_targets(self) -> None:
+        """Polyak averaging of the target value function."""
+        polyak_update(self.value.parameters(), self.value_target.parameters(), self.tau)
 
     def _update(self, batch_size: int) -> None:
         """
@@ -191,9 +200,6 @@ class MEMB(ModelBasedAlgorithm):
         self.critic.optimizer.step()
         self.actor.optimizer.step()
 
-        if self._n_updates % self.target_update_interval == 0:
-            polyak_update(self.value.parameters(), self.value_target.parameters(), self.tau)
-
         self.metrics.add(
             ent_coef=ent_coef,
             actor_loss=actor_loss.detach(),
@@ -224,7 +230,6 @@ class MEMB(ModelBasedAlgorithm):
         """
         first = self.dynamics.step(batch.observations, actions)
         then = imagine(self.dynamics, self._policy_fn, first.next_observations, self.imagination_horizon - 1)
-        self.imagined_transitions += self.imagination_horizon * len(actions)
         last_values = self.value(self._view.observations(then.observations[-1]))
         rewards = self._view.rewards(then.rewards) - ent_coef * then.log_probs
         next_values = discounted_sum(rewards, self.gamma * (1 - then.terminated), last_values)
@@ -235,7 +240,8 @@ class MEMB(ModelBasedAlgorithm):
         Equation 6, on trajectories of value expansion (section 3.2) whose first transition is real:
 
         .. math:: J_Q = \frac{1}{2H} \sum_{t<H} \sum_j E[(Q_j(s_t, a_t) - y_t)^2], \qquad
-            y_t = r_t + \gamma_t (y_{t+1} - \alpha \log \pi(a_{t+1}|s_{t+1})), \qquad y_{H-1} = r_{H-1} + \gamma_{H-1} \bar V(s_H)
+            y_t = r_t + \gamma_t (y_{t+1} - \alpha \log \pi(a_{t+1}|s_{t+1})), \qquad
+            y_{H-1} = r_{H-1} + \gamma_{H-1} \bar V(s_H)
 
         With H = 1 only the real transition is left. Imagined transitions behind a terminal do not count.
 
@@ -243,23 +249,36 @@ class MEMB(ModelBasedAlgorithm):
         :param ent_coef: alpha
         :return: the loss, and Q_j at the real transitions [n_critics, B]
         """
-        horizon = self.value_expansion_horizon
         with th.no_grad():
-            then = imagine(self.dynamics, self._policy_fn, batch.next_observations, horizon - 1)
-            states = th.cat([batch.observations.unsqueeze(0), then.observations])
-            actions = th.cat([batch.actions.unsqueeze(0), then.actions])
-            rewards = th.cat([batch.rewards.T, self._view.rewards(then.rewards)])
-            terminated = th.cat([batch.dones.T, then.terminated])
-            bonus = -ent_coef * th.cat([th.zeros_like(batch.rewards.T), then.log_probs])
-            last_values = self.value_target(self._view.observations(states[-1]))
-            discounts = self.gamma * (1 - terminated)
-            # Only the last of the values counts in an H-step return. A return holds its first step's bonus, Q does not.
-            targets = lambda_returns(rewards + bonus, discounts, last_values.expand_as(rewards)) - bonus
-            alive = th.cat([th.ones_like(rewards[:1]), (1 - terminated[:-1]).cumprod(dim=0)])
-            self.imagined_transitions += (horizon - 1) * len(batch.rewards)
-        q_values = self.critic(self._view.observations(states[:-1]).flatten(0, 1), actions.flatten(0, 1))
-        errors = q_values.unflatten(1, (horizon, -1)) - targets
-        return 0.5 * (alive * errors.square()).mean(dim=(1, 2)).sum(), q_values[:, : len(batch.rewards)]
+            trajectory = self._expand(batch)
+            discounts = self.gamma * (1 - trajectory.terminated)
+            bonus = -ent_coef * trajectory.log_probs
+            last_values = self.value_target(self._view.observations(trajectory.observations[-1]))
+            # An H-step return looks at the last of the values only. It holds its first step's bonus, Q does not.
+            returns = lambda_returns(trajectory.rewards + bonus, discounts, last_values.expand_as(discounts))
+            targets = returns - bonus
+            alive = th.cat([th.ones_like(discounts[:1]), (1 - trajectory.terminated[:-1]).cumprod(dim=0)])
+        states = self._view.observations(trajectory.observations[:-1])
+        q_values = self.critic(states.flatten(0, 1), trajectory.actions.flatten(0, 1))
+        errors = q_values.unflatten(1, alive.shape) - targets
+        return 0.5 * (alive * errors.square()).mean(dim=(1, 2)).sum(), q_values[:, : alive.shape[1]]
+
+    def _expand(self, batch: ReplayBufferSamples) -> Trajectory:
+        """
+        :param batch: real transitions
+        :return: H steps, of which the first is real; it has no entropy bonus, so that its log-probability is 0
+        """
+        states = th.stack([batch.observations, batch.next_observations])
+        rewards = batch.rewards.T
+        real = Trajectory(
+            states, batch.actions.unsqueeze(0), th.zeros_like(rewards), self._view.rewards(rewards), batch.dones.T
+        )
+        imagined_steps = self.value_expansion_horizon - 1
+        if not imagined_steps:
+            return real
+        then = imagine(self.dynamics, self._policy_fn, batch.next_observations, imagined_steps)
+        then = then._replace(observations=then.observations[1:], rewards=self._view.rewards(then.rewards))
+        return Trajectory(*(th.cat(parts) for parts in zip(real, then, strict=True)))
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "value", "value_target", "dynamics"]

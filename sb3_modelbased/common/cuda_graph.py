@@ -1,0 +1,101 @@
+"""
+A whole gradient step as one CUDA graph: hundreds of small kernels are launched by one call, without Python in between.
+"""
+
+import warnings
+from collections.abc import Callable, Hashable, Iterable
+
+import torch as th
+
+# Eager calls on a side stream before the capture, so that lazily made state (optimiser moments, gradients) exists
+WARMUP_CALLS = 3
+
+
+class GraphedCall:
+    """
+    Calls a function of static tensors through a CUDA graph: eagerly a few times (each call counts), then captured, then
+    replayed.
+
+    The function must not read from the device, and work on tensors that stay where they are; ``signature`` tells when
+    they did not, and the graph is captured anew.
+
+    :param function: what to call; it returns nothing
+    :param signature: anything that changes when the function's tensors were replaced, for example their addresses
+    """
+
+    def __init__(self, function: Callable[[], None], signature: Callable[[], Hashable]) -> None:
+        self.function = function
+        self.signature = signature
+        self._graph: th.cuda.CUDAGraph | None = None
+        self._captured_for: Hashable = None
+        self._calls = 0
+        self._failed = False
+
+    def __call__(self) -> None:
+        """Run the function once."""
+        if self._failed:
+            return self.function()
+        signature = self.signature()
+        if signature != self._captured_for:
+            self._graph, self._captured_for, self._calls = None, signature, 0
+        if self._graph is None:
+            if self._calls < WARMUP_CALLS:
+                self._calls += 1
+                return self._call_aside()
+            try:
+                graph = th.cuda.CUDAGraph()
+                with th.cuda.graph(graph):
+                    self.function()
+                self._graph = graph
+            except RuntimeError as error:
+                self._failed = True
+                warnings.warn(
+                    "The update could not be captured as a CUDA graph and runs eagerly, which is slower. A `reward_fn` or "
+                    "`termination_fn` that copies between host and device (`.item()`, `torch.tensor(...)`) is the usual cause; "
+                    f"`cuda_graphs=False` silences this. The error was: {error}",
+                    stacklevel=2,
+                )
+                return self.function()
+        self._graph.replay()
+
+    def _call_aside(self) -> None:
+        stream = th.cuda.Stream()
+        stream.wait_stream(th.cuda.current_stream())
+        with th.cuda.stream(stream):
+            self.function()
+        th.cuda.current_stream().wait_stream(stream)
+
+
+def prepare_optimizers(optimizers: Iterable[th.optim.Optimizer], capturable: bool) -> None:
+    """
+    Make optimisers fit for a graph, or fit for eager updates on any device again: a captured step reads its learning
+    rate from a tensor, and PyTorch refuses ``capturable`` on a CPU, where a saved agent may be loaded.
+
+    :param optimizers: Adam or AdamW
+    :param capturable: whether their steps will be captured
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if "capturable" not in group:
+                continue
+            group["capturable"] = capturable
+            if capturable and not isinstance(group["lr"], th.Tensor):
+                group["lr"] = th.tensor(group["lr"], device=group["params"][0].device)
+            elif not capturable:
+                group["lr"] = float(group["lr"])
+            for parameter in group["params"]:
+                step = optimizer.state.get(parameter, {}).get("step")
+                if capturable and step is not None:
+                    optimizer.state[parameter]["step"] = step.to(parameter.device)
+
+
+def set_learning_rate(optimizer: th.optim.Optimizer, learning_rate: float) -> None:
+    """
+    :param optimizer: prepared for a graph or not
+    :param learning_rate: for all its parameters
+    """
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], th.Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
