@@ -166,19 +166,20 @@ def cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def write_csv(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, header: dict[str, Any], rows: list[dict[str, Any]], names: list[str] | None = None) -> None:
     """
     Write a whole result file, atomically: a reader never sees half of it.
 
     :param path: where to
     :param header: written as comment lines ``# key: value``
     :param rows: one dictionary per evaluation; what a row lacks stays blank
+    :param names: the columns; those of a result file by default
     """
     text = io.StringIO()
     for key, value in header.items():
         # One line per key, whatever the value
         text.write(f"# {key}: {' '.join(str(value).split())}\n")
-    writer = csv.DictWriter(text, columns(rows), restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, names or columns(rows), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)

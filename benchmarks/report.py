@@ -447,6 +447,69 @@ def diagnostics_table(results: Sequence[Result]) -> str:
     return table(["task", "algorithm", "at step", *shown.values()], rows) if rows else "No runs of ours yet."
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """
+    What ``evidence.py`` found out about one run.
+
+    :param header: what the file says about itself
+    :param values: by quantity and k; k is 0 where it has no meaning
+    """
+
+    header: dict[str, str]
+    values: dict[tuple[str, int], float]
+
+
+def load_evidence(folder: Path) -> dict[tuple[str, str, str], list[Evidence]]:
+    """
+    :param folder: with the CSV files of ``evidence.py``
+    :return: by task, algorithm and label
+    """
+    groups: dict[tuple[str, str, str], list[Evidence]] = {}
+    for path in sorted(folder.glob("*.csv")):
+        header, rows = read_csv(path)
+        values = {(row["quantity"], int(row["k"] or 0)): number(row["value"]) for row in rows}
+        groups.setdefault((header["env"], header["algo"], header["label"]), []).append(Evidence(header, values))
+    return groups
+
+
+def evidence_mean(group: Sequence[Evidence], quantity: str, k: int = 0) -> float:
+    """
+    :param group: runs of one algorithm on one task
+    :param quantity: name of a quantity
+    :param k: model steps ahead
+    :return: mean over the runs that have it; NaN if none has
+    """
+    values = [evidence.values[quantity, k] for evidence in group if (quantity, k) in evidence.values]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def evidence_table(groups: dict[tuple[str, str, str], list[Evidence]]) -> str:
+    """
+    :param groups: by task, algorithm and label
+    :return: value bias, model error and the distance of imagined from real states
+    """
+    rows = []
+    for (env, algo, label), group in groups.items():
+        cells = [env, display_name(algo, label), f"{len(group)}", step_name(int(group[0].header["env_step"]))]
+        cells += [plain(evidence_mean(group, name)) for name in ("value", "return", "value_bias_share")]
+        for quantity, beside in (("model_error", "model_error_no_change"), ("state_distance", "state_distance_real_halves")):
+            for k in (1, 5, 20):
+                value, reference = evidence_mean(group, quantity, k), evidence_mean(group, beside, k)
+                cells.append(f"{plain(value)} ({plain(reference)})" if np.isfinite(value) else "–")
+        rows.append(cells)
+    head = ["task", "algorithm", "runs", "at step", "critics", "Monte Carlo", "bias / return"]
+    head += [f"error, k = {k}" for k in (1, 5, 20)] + [f"distance, k = {k}" for k in (1, 5, 20)]
+    return table(head, rows)
+
+
+EVIDENCE_TEXT = """Computed by `benchmarks/evidence.py` from the last checkpoint of each run, on real episodes of the stochastic
+policy; means over runs. *critics* and *Monte Carlo*: soft discounted value as the critics see it and as it came. *error*: the
+model follows real actions for k steps, in standard deviations of the visited states (in brackets: assuming that nothing
+changes). *distance*: Wasserstein-1 between imagined and real states k steps on, in the same unit (in brackets: between two
+halves of the real states, the least that could be expected)."""
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Figures
 # --------------------------------------------------------------------------------------------------------------------
@@ -566,7 +629,12 @@ SKELETON = """# Learning benchmark
 
 ## What explains the curves
 
+Logged by our algorithms, at the last evaluation, mean over seeds:
+
 <!-- generated: diagnostics -->
+<!-- end -->
+
+<!-- generated: evidence -->
 <!-- end -->
 
 ## What was run
@@ -576,12 +644,15 @@ SKELETON = """# Learning benchmark
 """
 
 
-def sections(results: list[Result], left_out: list[str], images: Path) -> dict[str, str]:
+def sections(
+    results: list[Result], left_out: list[str], evidence: dict[tuple[str, str, str], list[Evidence]], images: Path
+) -> dict[str, str]:
     """
     Draw the figures and write the text of every generated part.
 
     :param results: all of them
     :param left_out: remarks on files that were not used
+    :param evidence: by task, algorithm and label
     :param images: folder of the figures
     :return: Markdown by name of the part
     """
@@ -628,6 +699,7 @@ def sections(results: list[Result], left_out: list[str], images: Path) -> dict[s
         "profiles": "![Performance profiles](images/benchmark_profiles.png)" if scores else "No runs yet.",
         "variants": "\n\n".join(variants) or "None yet.",
         "diagnostics": diagnostics_table(results),
+        "evidence": f"{EVIDENCE_TEXT}\n\n{evidence_table(evidence)}" if evidence else "None yet.",
         "provenance": provenance_table(results) if results else "No runs yet.",
     }
 
@@ -660,9 +732,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmark.md", help="page to write")
     arguments = parser.parse_args(argv)
     results, left_out = load(arguments.results)
+    evidence, images = load_evidence(arguments.results / "evidence"), arguments.page.parent / "images"
     page = arguments.page.read_text() if arguments.page.exists() else SKELETON
     arguments.page.parent.mkdir(parents=True, exist_ok=True)
-    arguments.page.write_text(fill(page, sections(results, left_out, arguments.page.parent / "images")))
+    arguments.page.write_text(fill(page, sections(results, left_out, evidence, images)))
     print(f"{arguments.page}: {len(results)} runs, {len(left_out)} files left out")
     return 0
 
