@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -156,13 +157,13 @@ class SharedQueue:
             self._add(ticket.job)
 
 
-def work(queue: Queue, side_by_side: int, options: list[str]) -> int:
+def work(queue: Queue, side_by_side: int, command: Callable[[Job], list[str]]) -> int:
     """
     Run jobs until the queue is empty, each in its own process with one thread.
 
     :param queue: where jobs come from
     :param side_by_side: processes at the same time
-    :param options: arguments for every process
+    :param command: what to start for a job
     :return: number of jobs that did not finish
     """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
@@ -181,9 +182,8 @@ def work(queue: Queue, side_by_side: int, options: list[str]) -> int:
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     while True:
         while not stopping and len(running) < side_by_side and (ticket := queue.take()):
-            command = [sys.executable, "-u", str(Path(__file__).resolve()), "--job", ticket.job.to_json(), *options]
             # A session of its own: Ctrl-C reaches the runs once, through this process
-            running[subprocess.Popen(command, env=environment, start_new_session=True)] = ticket
+            running[subprocess.Popen(command(ticket.job), env=environment, start_new_session=True)] = ticket
         if not running:
             break
         for process in [process for process in running if process.poll() is not None]:
@@ -283,7 +283,12 @@ def main(argv: list[str] | None = None) -> int:
     jobs = make_jobs(arguments)
     queue = SharedQueue(arguments.storage, jobs, arguments.retry) if arguments.storage else LocalQueue(jobs)
     options = ["--results", str(arguments.results.resolve()), "--runs", str(arguments.runs.resolve())]
-    return min(work(queue, arguments.jobs, options + ["--fresh"] * arguments.fresh), 1)
+    options += ["--fresh"] * arguments.fresh
+
+    def command(job: Job) -> list[str]:
+        return [sys.executable, "-u", str(Path(__file__).resolve()), "--job", job.to_json(), *options]
+
+    return min(work(queue, arguments.jobs, command), 1)
 
 
 if __name__ == "__main__":
