@@ -81,8 +81,9 @@ class TransitionRing:
         :param index: rows, in no particular order of time
         :return: [..., D] for an index of shape [...]
         """
-        fields = (self._data[: self._size] if isinstance(index, slice) else self._data)[index].split(self._widths, dim=-1)  # type: ignore[arg-type]
-        return Transitions(*fields[:3], fields[3].squeeze(-1), fields[4].squeeze(-1))
+        data = self._data[: self._size] if isinstance(index, slice) else self._data
+        observations, actions, next_observations, rewards, terminated = data[index].split(list(self._widths), dim=-1)
+        return Transitions(observations, actions, next_observations, rewards.squeeze(-1), terminated.squeeze(-1))
 
     def random_rows(self, n: int) -> th.Tensor:
         """
@@ -109,7 +110,11 @@ class ImaginaryBuffer(TransitionRing):
             raise ValueError("The imaginary buffer is empty: fill it with `extend` before sampling from it.")
         batch = self[self.random_rows(batch_size)]
         return ReplayBufferSamples(
-            batch.observations, batch.actions, batch.next_observations, batch.terminated.unsqueeze(-1), batch.rewards.unsqueeze(-1)
+            batch.observations,
+            batch.actions,
+            batch.next_observations,
+            batch.terminated.unsqueeze(-1),
+            batch.rewards.unsqueeze(-1),
         )
 
 
@@ -130,6 +135,7 @@ class ReplayMirror(TransitionRing):
         self._source: ReplayBuffer | None = None
         self._synced_to = 0
         self._synced_full = False
+        self._last_row = b""
         self._holdout_keys = th.empty(0, device=self.device)
 
     def sync(self, replay_buffer: ReplayBuffer) -> None:
@@ -138,18 +144,30 @@ class ReplayMirror(TransitionRing):
 
         :param replay_buffer: the agent's replay buffer
         """
-        wrapped = replay_buffer.full and not self._synced_full and replay_buffer.pos >= self._synced_to
-        if replay_buffer is not self._source or wrapped:
-            # Another buffer (``load_replay_buffer``), or one that went round since: everything is new
+        if self._must_start_anew(replay_buffer):
             self.clear()
             self._source = replay_buffer
-            count = replay_buffer.size()
+            # The memory-efficient buffer has overwritten the oldest observation with the newest's next one
+            count = replay_buffer.size() - (replay_buffer.full and replay_buffer.optimize_memory_usage)
         else:
             count = (replay_buffer.pos - self._synced_to) % replay_buffer.buffer_size
         rows = (replay_buffer.pos - count + np.arange(count)) % replay_buffer.buffer_size
         self._synced_to, self._synced_full = replay_buffer.pos, replay_buffer.full
         if count:
             self.extend(_read_rows(replay_buffer, rows))
+        self._last_row = _fingerprint(replay_buffer, self._synced_to)
+
+    def _must_start_anew(self, replay_buffer: ReplayBuffer) -> bool:
+        """
+        :param replay_buffer: the agent's replay buffer
+        :return: whether it is another buffer (``load_replay_buffer``), was reset, or went round since the last call
+        """
+        if replay_buffer is not self._source:
+            return True
+        if not replay_buffer.full and (self._synced_full or replay_buffer.pos < self._synced_to):
+            return True
+        # SB3's buffer does not count what was added: it went round if the row that was the newest has changed
+        return _fingerprint(replay_buffer, self._synced_to) != self._last_row
 
     def extend(self, transitions: Transitions) -> None:
         start, count = self._next, min(len(transitions.rewards), self.capacity)
@@ -178,11 +196,20 @@ class ReplayMirror(TransitionRing):
         return (~held_out).nonzero().squeeze(-1), held_out.nonzero().squeeze(-1)
 
 
+def _fingerprint(replay_buffer: ReplayBuffer, end: int) -> bytes:
+    """
+    :param replay_buffer: SB3's buffer
+    :param end: row after the one in question
+    :return: its action and reward, which no two rows share in practice
+    """
+    return replay_buffer.actions[end - 1].tobytes() + replay_buffer.rewards[end - 1].tobytes()
+
+
 def _read_rows(replay_buffer: ReplayBuffer, rows: np.ndarray) -> Transitions:
     """
     :param replay_buffer: SB3's buffer, arrays of shape [size, n_envs, ...]
     :param rows: rows to read, [N]
-    :return: [N * n_envs, ...]
+    :return: [N * n_envs, ...], less what a memory-efficient buffer no longer knows
     """
     # With ``optimize_memory_usage`` the next observation is the observation of the next row
     if replay_buffer.optimize_memory_usage:
@@ -193,4 +220,10 @@ def _read_rows(replay_buffer: ReplayBuffer, rows: np.ndarray) -> Transitions:
     arrays = (replay_buffer.observations[rows], replay_buffer.actions[rows], next_observations)
     vectors = (th.as_tensor(array, dtype=th.float32).reshape(len(rows) * replay_buffer.n_envs, -1) for array in arrays)
     scalars = (th.as_tensor(array, dtype=th.float32).reshape(-1) for array in (replay_buffer.rewards[rows], terminated))
-    return Transitions(*vectors, *scalars)
+    transitions = Transitions(*vectors, *scalars)
+    if not replay_buffer.optimize_memory_usage:
+        return transitions
+    # It overwrites the last observation of an episode with the first of the next one: such a step teaches nothing true
+    lost = replay_buffer.dones[rows] * (rows != (replay_buffer.pos - 1) % replay_buffer.buffer_size)[:, None]
+    kept = th.as_tensor(lost.reshape(-1) == 0)
+    return Transitions(*(field[kept] for field in transitions))

@@ -338,6 +338,8 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
                 "end the episode, or look for the cause with stable_baselines3.common.vec_env.VecCheckNan."
             )
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if replay_buffer.optimize_memory_usage and self.uses_model:
+            self.real_data.sync(replay_buffer)  # before the buffer overwrites the last observation of an episode
 
     # -- Training -----------------------------------------------------------------------------------------------------
 
