@@ -61,7 +61,7 @@ class BehaviorReplayBuffer(ReplayBuffer):
         super().add(obs, next_obs, action, reward, done, infos)
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> BehaviorSamples:  # type: ignore[override]
-        rows = batch_inds, np.random.randint(self.n_envs, size=len(batch_inds))
+        rows = batch_inds, np.random.randint(self.n_envs, size=len(batch_inds))  # noqa: NPY002 (as SB3's)
         if self.optimize_memory_usage:
             next_observations = self.observations[(rows[0] + 1) % self.buffer_size, rows[1]]
         else:
@@ -75,7 +75,7 @@ class BehaviorReplayBuffer(ReplayBuffer):
             self._normalize_reward(self.rewards[rows][:, None], env),
             self.behavior_log_probs[rows],
         )
-        return BehaviorSamples(*(self.to_torch(array) for array in arrays))
+        return BehaviorSamples(*(self.to_torch(np.asarray(array)) for array in arrays))
 
 
 class SVG1(MEMB):
@@ -123,9 +123,12 @@ class SVG1(MEMB):
                 )
         if not issubclass(self.replay_buffer_class or ReplayBuffer, BehaviorReplayBuffer):
             raise ValueError(
-                "`replay_buffer_class` must be a BehaviorReplayBuffer for SVG1, which weighs transitions by the probability of "
-                f"their actions, but it is {self.replay_buffer_class}. Leave it out."
+                "`replay_buffer_class` must be a BehaviorReplayBuffer for SVG1, which weighs transitions by the probability "
+                f"of their actions, but it is {self.replay_buffer_class}. Leave it out."
             )
+
+    def _imagined_per_update(self, batch_size: int) -> int:
+        return 0
 
     def _action_log_probs(self, observations: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         r"""
@@ -192,7 +195,7 @@ class SVG1(MEMB):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        for info, log_prob in zip(infos, self._behavior_log_probs):
+        for info, log_prob in zip(infos, self._behavior_log_probs, strict=True):
             info["behavior_log_prob"] = float(log_prob)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
