@@ -123,6 +123,11 @@ class MPDP(ModelBasedAlgorithm):
         """False where MPDP reduces to SAC."""
         return self.uncertainty_threshold > float("-inf")
 
+    @property
+    def _graphs_updates(self) -> bool:
+        """False: a CUDA graph has one shape for all, and plans leave the batch as they stop."""
+        return False
+
     def _policy_fn(self, observations: th.Tensor, step: int = 0) -> tuple[th.Tensor, th.Tensor]:
         """
         :param observations: raw, [B, O]
