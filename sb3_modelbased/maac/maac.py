@@ -242,7 +242,7 @@ class MAAC(ModelBasedAlgorithm):
         pessimistic = targets.amin(dim=1).mean(dim=1)
         if not horizon:
             return pessimistic[0]
-        weights = steve_weights(targets.flatten(1, 2).var(dim=1))
+        weights = steve_weights(targets.flatten(1, 2).var(dim=1, correction=0))
         return (weights * pessimistic).sum(dim=0)
 
     @th.no_grad()
