@@ -21,6 +21,8 @@ from zoo_plugins.common import ZooAlgorithm
 # Adding an algorithm takes a line here, that module, and ``hyperparams/<name>.yml``.
 ALGORITHM_MODULES = {
     "maac": "zoo_plugins.maac",
+    "memb": "zoo_plugins.memb",
+    "mpdp": "zoo_plugins.mpdp",
 }
 
 
