@@ -167,8 +167,7 @@ def work(queue: Queue, side_by_side: int, command: Callable[[Job], list[str]]) -
     :return: number of jobs that did not finish
     """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, **threads, "PYTHONPATH": path}
+    environment = {**os.environ, **threads}
     running: dict[subprocess.Popen[bytes], Ticket] = {}
     stopping = False
     finished = unfinished = 0

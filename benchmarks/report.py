@@ -431,7 +431,7 @@ def diagnostics_table(results: Sequence[Result]) -> str:
         "model_error": "model error",
         "imagined_transitions": "imagined transitions",
         "train/actor_grad_norm": "actor gradient norm",
-        "train/mean_horizon": "mean horizon",
+        "train/horizon_mean": "mean horizon",
         "train/ent_coef": "entropy coefficient",
         "train/q_value": "Q",
     }

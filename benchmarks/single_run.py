@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,9 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
+
+# The algorithms come from this tree, installed or not
+sys.path.insert(1, str(ROOT))
 
 # Logged names of the two quantities that have a column of their own
 IMAGINED_TRANSITIONS = "model/imagined_transitions"
