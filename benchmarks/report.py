@@ -506,8 +506,8 @@ def evidence_table(groups: dict[tuple[str, str, str], list[Evidence]]) -> str:
 EVIDENCE_TEXT = """Computed by `benchmarks/evidence.py` from the last checkpoint of each run, on real episodes of the
 stochastic policy; means over runs. *critics* and *Monte Carlo*: soft discounted value as the critics see it and as it came.
 *error*: the model follows real actions for k steps, in standard deviations of the visited states (in brackets: assuming that
-nothing changes). *distance*: Wasserstein-1 between imagined and real states k steps on, in the same unit (in brackets: between
-two halves of the real states, the least that could be expected)."""
+nothing changes). *distance*: Wasserstein-1 between imagined and real states k steps on, in the same unit (in brackets, for
+scale: between two halves of the real states)."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
