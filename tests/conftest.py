@@ -15,6 +15,7 @@ from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
 # Arguments that make an agent small and quick, for every algorithm and for each of them
 SMALL: dict[str, Any] = {
     "learning_starts": 20,
+    "gradient_steps": 1,
     "batch_size": 8,
     "buffer_size": 500,
     "ensemble_size": 3,
@@ -22,12 +23,15 @@ SMALL: dict[str, Any] = {
     "model_net_arch": [16, 16],
     "model_train_freq": 20,
     "model_gradient_steps": 10,
+    "model_learning_rate": 1e-2,
     "policy_kwargs": {"net_arch": [16]},
     "seed": 0,
     "device": "cpu",
 }
 SMALL_BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "MAAC": {"horizon": 2, "rollout_freq": 10, "rollout_batch_size": 16, "imaginary_buffer_size": 100, "real_ratio": 0.5},
+    "MEMB": {"reward_net_arch": [16]},
+    "MPDP": {"horizon": 3},
 }
 ALGORITHMS: list[type[ModelBasedAlgorithm]] = [
     getattr(sb3_modelbased, name) for name in ("MAAC", "MEMB", "MPDP") if hasattr(sb3_modelbased, name)

@@ -290,16 +290,16 @@ def actor_loss_by_hand(parameters, critics, starts, noise):
     horizon = len(noise) - 1
     losses = []
     for i, state in enumerate(starts):
-        total, survival = 0.0, 1.0
+        total, survival, log_probs = 0.0, 1.0, []
         for t in range(horizon):
             action, log_prob = act(state, noise[t][i])
-            first_log_prob = log_prob if t == 0 else first_log_prob
+            log_probs.append(log_prob)
             state, reward, ended = world_by_hand(0, state, action)
             total += survival * reward
             survival *= GAMMA * (1 - ended)
         action, log_prob = act(state, noise[horizon][i])
-        first_log_prob = log_prob if horizon == 0 else first_log_prob
-        losses.append(ALPHA * first_log_prob - total - survival * min(q(state, action)))
+        log_probs.append(log_prob)
+        losses.append(ALPHA * log_probs[0] - total - survival * min(q(state, action)))
     return np.mean(losses)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -342,6 +343,20 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             self.real_data.sync(replay_buffer)  # before the buffer overwrites the last observation of an episode
 
     # -- Training -----------------------------------------------------------------------------------------------------
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """SB3's; where it sets the env steps back, what is due after so many of them moves along."""
+        steps = self.num_timesteps
+        prepared = super()._setup_learn(*args, **kwargs)
+        self._shift_schedule(self.num_timesteps - steps)
+        return prepared
+
+    def _shift_schedule(self, steps: int) -> None:
+        """
+        :param steps: added to every count of env steps that is kept to know when something is due again
+        """
+        if self.model_fit_at is not None:
+            self.model_fit_at += steps
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """SB3's, with its time taken."""

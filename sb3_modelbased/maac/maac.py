@@ -131,6 +131,10 @@ class MAAC(ModelBasedAlgorithm):
             self.imagined_at = self.num_timesteps
         self.logger.record("model/rollout_length", length)
 
+    def _shift_schedule(self, steps: int) -> None:
+        super()._shift_schedule(steps)
+        self.imagined_at += steps
+
     def _static_addresses(self) -> tuple[int, ...]:
         return (*super()._static_addresses(), self.imaginary_buffer.address)
 
