@@ -16,6 +16,9 @@ from sb3_modelbased.mpdp.policies import MPDPPolicy
 
 SelfMPDP = TypeVar("SelfMPDP", bound="MPDP")
 
+# A plan is over where an episode goes on with a probability of less than 1 %: nothing that follows would count. Below it a
+# learned classifier's probability stays in the discount, and its gradient is what leads away from terminal states
+TERMINAL = 0.99
 # Quantiles of u that are logged
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -174,7 +177,7 @@ class MPDP(ModelBasedAlgorithm):
 
             # Nothing follows a terminal state
             weights = weights * self.gamma * (1 - prediction.terminated)
-            alive = (prediction.terminated <= 0.5).nonzero().squeeze(-1)
+            alive = (prediction.terminated < TERMINAL).nonzero().squeeze(-1)
             terminals += len(rows) - len(alive)
             rows, weights, states = rows[alive], weights[alive], prediction.next_observations[alive]
             if not len(rows):
