@@ -111,10 +111,9 @@ def test_search_with_jobs_in_sqlite_and_train_a_trial(tmp_path):
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
 
     # What is typed comes on top of the trial, so nothing of SMALL may hide it
-    steps = ("-n", 42, "--eval-freq", -1)
-    options = ("--algo", "maac", "--env", ENV, *steps, *storage, "--trial-id", 1, "-params", "learning_starts:41")
-    run_python("-m", "rl_zoo3.train", *options, cwd=tmp_path)
-    agent = MAAC.load(tmp_path / "logs" / "maac" / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
+    options = ("--algo", "maac", "--env", ENV, "-n", 42, "--eval-freq", -1, "-f", "retrained")
+    run_python("-m", "rl_zoo3.train", *options, *storage, "--trial-id", 1, "-params", "learning_starts:41", cwd=tmp_path)
+    agent = MAAC.load(tmp_path / "retrained" / "maac" / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
     params = study.trials[1].params
     assert agent.gamma == 1 - params["one_minus_gamma"]
     assert (agent.horizon, agent.ensemble_size, agent.tau) == (params["horizon"], params["ensemble_size"], params["tau"])
@@ -139,7 +138,7 @@ def test_plot_scripts(trained):
     script = ("-W", "ignore", Path(sysconfig.get_path("scripts")) / "rl_zoo3")
     runs = ("-a", "maac", "-e", ENV, "-f", "logs")
     run_python(*script, "plot_train", *runs, cwd=trained)
-    assert "maac" in run_python(*script, "all_plots", *runs, "-o", "results", "--no-display", cwd=trained)
+    assert "MAAC" in run_python(*script, "all_plots", *runs, "-o", "results", "--no-display", cwd=trained)
     run_python(*script, "plot_from_file", "-i", "results.pkl", "-o", "curve", "--format", "png", cwd=trained)
     assert (trained / "curve.png").is_file()
 
