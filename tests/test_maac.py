@@ -311,8 +311,8 @@ def test_actor_loss_and_gradient_against_finite_differences(monkeypatch, horizon
     noise = np.random.default_rng(1).normal(size=(horizon + 1, n, ACTIONS))
     draws = iter(th.as_tensor(noise, dtype=th.float32))
     monkeypatch.setattr(
-        "torch.distributions.normal._standard_normal",
-        lambda shape, dtype, device: next(draws, th.zeros(shape)).reshape(shape),
+        "sb3_modelbased.common.policies.standard_normal",
+        lambda like: next(draws, th.zeros(like.shape)).reshape(like.shape),
     )
     agent._sample_batch = lambda batch_size: batch
     agent._update(5)  # with a learning rate of zero
