@@ -43,6 +43,7 @@ class ValueFunction(BaseModel):
         :param observations: as the agent sees them, [B, O]
         :return: [B]
         """
+        assert self.features_extractor is not None
         return self.v_network(self.extract_features(observations, self.features_extractor)).squeeze(-1)
 
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_modelbased.common.ensemble import AnyEnsemble
 from sb3_modelbased.common.errors import check_at_least
 from sb3_modelbased.common.type_aliases import Transitions
 from sb3_modelbased.common.world_model import ModelStep, WorldModel
@@ -134,16 +135,16 @@ class SVG1(MEMB):
         r"""
         The current policy at given actions: :math:`a = \kappa(s, \eta; \theta)` with the noise :math:`\eta` that gives them.
 
-        :param observations: raw, [B, O]
+        :param observations: as the agent sees them, [B, O]
         :param actions: scaled to [-1, 1], [B, A]
         :return: the same actions as functions of the policy's parameters, [B, A], and log pi(a | s), [B]
         """
         inside = actions.clamp(-1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
-        unsquashed = inside.atanh()
-        mean, log_std, _ = self.actor.get_action_dist_params(self._view.observations(observations))  # type: ignore[operator]
-        noise = ((unsquashed - mean) * (-log_std).exp()).detach()
-        distribution = self.actor.action_dist.proba_distribution(mean, log_std)  # type: ignore[union-attr, operator]
-        return (mean + log_std.exp() * noise).tanh(), distribution.log_prob(inside, unsquashed)
+        mean, log_std, _ = self.actor.get_action_dist_params(observations)
+        gaussian = th.distributions.Normal(mean, log_std.exp(), validate_args=False)
+        noise = ((inside.atanh() - mean) / gaussian.stddev).detach()
+        log_probs = gaussian.log_prob(inside.atanh()) - (1 - inside.square()).log()
+        return (mean + gaussian.stddev * noise).tanh(), log_probs.sum(dim=1)
 
     def _embedded_values(
         self, batch: ReplayBufferSamples, actions: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor
@@ -157,7 +158,7 @@ class SVG1(MEMB):
         :param ent_coef: alpha
         :return: :math:`w [r + \gamma V(s')] - \alpha \log \pi(a|s)`, [B]
         """
-        taken, taken_log_probs = self._action_log_probs(batch.observations, batch.actions)
+        taken, taken_log_probs = self._action_log_probs(self._view.observations(batch.observations), batch.actions)
         log_ratio = taken_log_probs.detach() - batch.behavior_log_probs  # type: ignore[attr-defined]
         weights = log_ratio.exp().clamp(max=self.max_importance_weight)
         transitions = Transitions(
@@ -177,13 +178,13 @@ class SVG1(MEMB):
         if self.num_timesteps < learning_starts:  # uniform over [-1, 1]^A
             self._behavior_log_probs = np.full(n_envs, -math.log(2.0) * buffer_action[0].size)
         else:
+            # VecNormalize has been at work on this observation already
+            arrays = (np.asarray(array, dtype=np.float32) for array in (self._last_obs, buffer_action))
             with th.no_grad():
-                observations = th.as_tensor(self._last_obs, dtype=th.float32, device=self.device).flatten(1)
-                actions = th.as_tensor(buffer_action, dtype=th.float32, device=self.device).flatten(1)
-                mean, log_std, _ = self.actor.get_action_dist_params(observations)  # type: ignore[operator]
-                distribution = self.actor.action_dist.proba_distribution(mean, log_std)  # type: ignore[union-attr, operator]
-                inside = actions.clamp(-1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
-                self._behavior_log_probs = distribution.log_prob(inside, inside.atanh()).cpu().numpy()
+                _, log_probs = self._action_log_probs(
+                    *(th.as_tensor(array, device=self.device).flatten(1) for array in arrays)
+                )
+            self._behavior_log_probs = log_probs.cpu().numpy()
         return action, buffer_action
 
     def _store_transition(
@@ -210,7 +211,8 @@ def reconstructed_step(world_model: WorldModel, transitions: Transitions, action
     :param actions: ``transitions.actions`` as a function of the policy's parameters, [B, A]
     :return: [n_elites, B, ...]
     """
-    mean, log_var, logits = world_model.elite_ensemble(world_model.inputs(transitions.observations, actions))
+    elites: AnyEnsemble = world_model.elite_ensemble  # type: ignore[assignment]
+    mean, log_var, logits = elites(world_model.inputs(transitions.observations, actions))
     targets = world_model.target_normalizer.normalize(world_model.targets(transitions))
     noise = ((targets - mean) * (-0.5 * log_var).exp()).detach()
     sample = mean + (0.5 * log_var).exp() * noise
