@@ -128,7 +128,7 @@ class MPDP(ModelBasedAlgorithm):
 
     @property
     def _graphs_updates(self) -> bool:
-        """False: a CUDA graph has one shape for all, and plans leave the batch as they stop."""
+        """False: how many plans go on is known only while planning, and a CUDA graph has one shape."""
         return False
 
     def _policy_fn(self, observations: th.Tensor, step: int = 0) -> tuple[th.Tensor, th.Tensor]:
@@ -211,11 +211,6 @@ class MPDP(ModelBasedAlgorithm):
         """
         q_values = self.critic(self._view.observations(plan.observations), plan.actions).amin(dim=0)
         return plan.returns.index_add(0, plan.rows, plan.weights * (q_values - ent_coef * plan.log_probs))
-
-    @property
-    def _graphs_updates(self) -> bool:
-        """False: how many rows go on is known only while planning, a CUDA graph has one shape."""
-        return False
 
     def _update(self, batch_size: int) -> None:
         """

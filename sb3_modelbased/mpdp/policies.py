@@ -44,14 +44,14 @@ class MPDPPolicy(ModelBasedSACPolicy):
         # One optimiser for all; it skips the policies that a batch of plans did not reach, because they have no gradient
         self.actor.optimizer = self.optimizer_class(
             nn.ModuleList(self.policies).parameters(),
-            lr=lr_schedule(1),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
 
     @property
     def policies(self) -> list[Actor]:
         """pi_0 ... pi_{H-1}."""
-        return [self.actor, *self.planners]  # type: ignore[list-item]
+        return [self.actor, *self.planners]
 
     def reset_noise(self, batch_size: int = 1) -> None:
         """
