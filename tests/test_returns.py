@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_modelbased.common.returns import discounted_sum, k_step_returns, lambda_returns, steve_weights
+from sb3_modelbased.common.returns import alive, discounted_sum, k_step_returns, lambda_returns, steve_weights
 
 BATCH = 6
 
@@ -107,3 +107,8 @@ def test_steve_weights_are_per_sample_and_finite_without_variance():
     assert weights.sum(dim=0).tolist() == pytest.approx([1.0, 1.0, 1.0])
     # Equal variances share; a horizon without variance takes it all; two of them share
     assert weights[0].tolist() == pytest.approx([0.5, 1.0, 0.5], abs=1e-6)
+
+
+def test_alive_is_the_product_of_going_on():
+    terminated = th.tensor([[0.0, 0.5, 1.0], [0.25, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    assert th.allclose(alive(terminated), th.tensor([[1.0, 1.0, 1.0], [1.0, 0.5, 0.0], [0.75, 0.25, 0.0]]))

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -62,8 +63,19 @@ def check_at_least(name: str, value: float, minimum: float) -> None:
     :param minimum: smallest value allowed
     :raises ValueError: if the value is smaller, or no number
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= minimum:
+    if isinstance(value, bool) or not isinstance(value, Real) or not value >= minimum:
         raise ValueError(f"`{name}` must be a number >= {minimum}, but it is {value!r}. Pass {name}={minimum} or more.")
+
+
+def check_count(name: str, value: int, minimum: int) -> None:
+    """
+    :param name: argument
+    :param value: what came
+    :param minimum: smallest value allowed
+    :raises ValueError: if the value is smaller, or no whole number
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not value >= minimum:
+        raise ValueError(f"`{name}` must be a whole number >= {minimum}, but it is {value!r}. Pass {name}={minimum} or more.")
 
 
 def check_share(name: str, value: float) -> None:
@@ -72,5 +84,5 @@ def check_share(name: str, value: float) -> None:
     :param value: what came
     :raises ValueError: if it is not within [0, 1]
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be a share within [0, 1], but it is {value!r}. Pass for example {name}=0.5.")

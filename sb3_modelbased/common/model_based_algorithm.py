@@ -1,7 +1,8 @@
 """What MAAC, MEMB and MPDP have in common: when to fit the model, what to save, what to log, what to refuse."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -14,13 +15,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, RolloutReturn, Schedule
 from stable_baselines3.common.utils import polyak_update
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_modelbased.common.agent_view import AgentView, make_view
 from sb3_modelbased.common.buffers import ReplayMirror
 from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
 from sb3_modelbased.common.entropy import make_entropy_coef
-from sb3_modelbased.common.errors import NonFiniteError, check_at_least, check_known_arguments
+from sb3_modelbased.common.errors import NonFiniteError, check_count, check_known_arguments
 from sb3_modelbased.common.metrics import RunningMeans, Stopwatch
 from sb3_modelbased.common.model_trainer import FitReport, ModelTrainer
 from sb3_modelbased.common.policies import ModelBasedSACPolicy
@@ -33,6 +35,8 @@ FINITE_CHECK_INTERVAL = 100
 # A loaded model is not refitted to a replay buffer that starts anew before the buffer holds as many transitions as the
 # model was fitted to, or this many: it would forget what it knows
 MIN_REFIT_ROWS = 5_000
+
+SelfModelBasedAlgorithm = TypeVar("SelfModelBasedAlgorithm", bound="ModelBasedAlgorithm")
 
 
 class ModelBasedAlgorithm(OffPolicyAlgorithm):
@@ -186,7 +190,6 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     # -- Set-up -------------------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        self._check_spaces()
         self._check_arguments()
         super()._setup_model()
         self.policy: ModelBasedSACPolicy  # type: ignore[assignment]
@@ -213,7 +216,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         self.metrics = RunningMeans()
         self._view: AgentView = make_view(self._vec_normalize_env, self.device)
         self._graphed_update: GraphedCall | None = None
-        self._finite_parameters: dict[str, th.Tensor] = {}
+        self._finite_parameters: dict[str, Any] = {}
         self._checked_at_update = self._n_updates
 
     def _make_world_model(self, observation_dim: int, **kwargs: Any) -> WorldModel:
@@ -269,9 +272,20 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     # -- What is refused ----------------------------------------------------------------------------------------------
 
-    def _check_spaces(self) -> None:
-        name = type(self).__name__
-        observations, actions = self.observation_space, self.action_space
+    @classmethod
+    def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """SB3's, behind a look at the spaces: SB3's own errors name remedies that do not exist here."""
+        cls._check_spaces(env.observation_space, env.action_space)
+        return super()._wrap_env(env, verbose, monitor_wrapper)
+
+    @classmethod
+    def _check_spaces(cls, observations: spaces.Space, actions: spaces.Space) -> None:
+        """
+        :param observations: the environment's observation space
+        :param actions: its action space
+        :raises ValueError: if the algorithm has no use for them
+        """
+        name = cls.__name__
         if not isinstance(actions, spaces.Box):
             raise ValueError(
                 f"{name} needs continuous actions (a Box action space), but the environment has {actions}. Use DQN or PPO of "
@@ -279,21 +293,21 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             )
         if not np.all(np.isfinite(np.concatenate([actions.low.ravel(), actions.high.ravel()]))):
             raise ValueError(
-                f"{name} needs bounded actions, because the policy squashes them, but the environment has {actions}. Wrap it in "
-                "gymnasium.wrappers.RescaleAction or give the space finite bounds."
+                f"{name} needs bounded actions, because the policy squashes them, but the environment has {actions}. "
+                "Wrap it in gymnasium.wrappers.RescaleAction or give the space finite bounds."
             )
         if not isinstance(observations, spaces.Box) or is_image_space(observations):
             raise ValueError(
-                f"{name} needs vector observations (a Box of numbers, no images), but the environment has {observations}. Wrap a "
-                "Dict space in gymnasium.wrappers.FlattenObservation; encode images into vectors first."
+                f"{name} needs vector observations (a Box of numbers, no images), but the environment has {observations}. "
+                "Wrap a Dict space in gymnasium.wrappers.FlattenObservation; encode images into vectors first."
             )
 
     def _check_arguments(self) -> None:
-        check_at_least("ensemble_size", self.ensemble_size, 1)
-        check_at_least("n_elites", self.n_elites, 1)
-        check_at_least("model_train_freq", self.model_train_freq, 1)
-        check_at_least("model_gradient_steps", self.model_gradient_steps, 1)
-        check_at_least("model_batch_size", self.model_batch_size, 1)
+        check_count("ensemble_size", self.ensemble_size, 1)
+        check_count("n_elites", self.n_elites, 1)
+        check_count("model_train_freq", self.model_train_freq, 1)
+        check_count("model_gradient_steps", self.model_gradient_steps, 1)
+        check_count("model_batch_size", self.model_batch_size, 1)
         if self.n_elites > self.ensemble_size:
             raise ValueError(
                 f"`ensemble_size` must be at least `n_elites`, but ensemble_size={self.ensemble_size} and "
@@ -332,17 +346,33 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        if not (np.isfinite(new_obs).all() and np.isfinite(reward).all()):  # type: ignore[arg-type]
+        terminal = [info["terminal_observation"] for info in infos if "terminal_observation" in info]
+        if not all(np.isfinite(array).all() for array in (self._last_obs, new_obs, reward, *terminal)):  # type: ignore[arg-type]
             raise NonFiniteError(
-                f"The environment must return finite observations and rewards, but at env step {self.num_timesteps} it returned "
-                f"the observation {new_obs} and the reward {reward}. The transition was not stored; wrap the environment to "
-                "end the episode, or look for the cause with stable_baselines3.common.vec_env.VecCheckNan."
+                "The environment must return finite observations and rewards, but at env step "
+                f"{self.num_timesteps} it went from the observation {self._last_obs} to {new_obs}"
+                f"{f', by way of {terminal} at the end of an episode,' if terminal else ''} with the reward {reward}. The "
+                "transition was not stored; wrap the environment to end the episode, or look for the cause with "
+                "stable_baselines3.common.vec_env.VecCheckNan."
             )
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         if replay_buffer.optimize_memory_usage and self.uses_model:
             self.real_data.sync(replay_buffer)  # before the buffer overwrites the last observation of an episode
 
     # -- Training -----------------------------------------------------------------------------------------------------
+
+    def learn(self: SelfModelBasedAlgorithm, *args: Any, **kwargs: Any) -> SelfModelBasedAlgorithm:
+        """SB3's, with a last look at whether everything is finite."""
+        try:
+            super().learn(*args, **kwargs)
+        except ValueError as error:
+            # torch refuses the distribution of a policy whose parameters are not finite before our next look
+            if not isinstance(error, NonFiniteError) and self._finite_parameters:
+                self._check_finite()
+            raise
+        if self._n_updates > self._checked_at_update:
+            self._check_finite()
+        return self
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """SB3's; where it sets the env steps back, what is due after so many of them moves along."""
@@ -475,13 +505,6 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         :return: what the fit did
         """
         report = self.model_trainer.fit(self.real_data)
-        if not np.isfinite([report.holdout_mse, report.holdout_nll]).all():
-            self._restore_finite_parameters()
-            raise NonFiniteError(
-                f"The world model's holdout error must be finite, but after the fit at env step {self.num_timesteps} it is "
-                f"{report.holdout_mse} (NLL {report.holdout_nll}). Its weights and the agent's are the last finite ones and can be "
-                "saved. Lower `model_learning_rate`, or scale the observations (VecNormalize)."
-            )
         self.model_fit_at, self.model_fit_rows = self.num_timesteps, len(self.real_data)
         self.model_updates += report.gradient_steps
         return report
@@ -523,31 +546,33 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     # -- Divergence ---------------------------------------------------------------------------------------------------
 
     def _check_finite(self) -> None:
-        """Stop on losses that are not finite, with the parameters of the last look; else remember these."""
+        """Stop on losses or parameters that are not finite, with the parameters of the last look; else remember these."""
         self._checked_at_update = self._n_updates
-        means = self.metrics.means()
-        diverged = sorted(name for name, mean in means.items() if not np.isfinite(mean))
-        parameters = self.policy.state_dict()
-        finite = bool(th.stack([value.isfinite().all() for value in parameters.values()]).all())
+        diverged = sorted(name for name, mean in self.metrics.means().items() if not np.isfinite(mean))
+        # The model is left out: a fit looks after itself
+        state = {name: part for name, part in self.get_parameters().items() if not name.startswith("model_trainer")}
+        del state["world_model"]
+        finite = bool(th.stack([tensor.isfinite().all() for tensor in _tensors(state)]).all())
         if finite and not diverged:
-            self._finite_parameters = {name: value.detach().clone() for name, value in parameters.items()}
+            self._finite_parameters = deepcopy(state)
             return
-        self._restore_finite_parameters()
+        if self._finite_parameters:
+            self.set_parameters(deepcopy(self._finite_parameters), exact_match=False, device=self.device)
+            self._graphed_update = None  # it holds the optimisers' old tensors
         raise NonFiniteError(
             f"Losses and parameters must stay finite, but at update {self._n_updates} (env step {self.num_timesteps}) "
-            f"{', '.join(diverged) or 'the parameters'} did not. The policy is back at its last finite parameters and can be saved. "
-            "Lower `learning_rate`, `gradient_steps` or the horizon, or pass policy_kwargs=dict(critic_layer_norm=True)."
+            f"{', '.join(diverged) or 'the parameters'} did not. The agent is back at its last finite parameters and can "
+            "be saved. Lower `learning_rate`, `gradient_steps` or the horizon, or pass policy_kwargs={'critic_layer_norm': True}."
         )
-
-    def _restore_finite_parameters(self) -> None:
-        if self._finite_parameters:
-            self.policy.load_state_dict(self._finite_parameters)
 
     # -- Logging and saving -------------------------------------------------------------------------------------------
 
     def dump_logs(self) -> None:
         """Add the means of all updates since the last dump, and what was spent so far, to SB3's log."""
-        for name, mean in self.metrics.means().items():
+        means = self.metrics.means()
+        if not np.isfinite(list(means.values())).all():
+            self._check_finite()
+        for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
         self.metrics.clear()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -585,3 +610,15 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         if self.entropy_coef.optimizer is not None:
             state_dicts.append("entropy_coef.optimizer")
         return state_dicts, []
+
+
+def _tensors(state: Any) -> Iterator[th.Tensor]:
+    """
+    :param state: state dicts, nested
+    :return: every tensor of numbers in it
+    """
+    if isinstance(state, th.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for part in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(part)

@@ -9,6 +9,7 @@ import torch as th
 from sb3_modelbased.common.buffers import ReplayMirror
 from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers
 from sb3_modelbased.common.ensemble import AnyEnsemble, gaussian_nll, sampled_squared_error
+from sb3_modelbased.common.errors import NonFiniteError
 from sb3_modelbased.common.type_aliases import Transitions
 from sb3_modelbased.common.world_model import WorldModel
 
@@ -147,9 +148,11 @@ class ModelTrainer:
         """
         :param data: real transitions, at least two
         :return: what was done
+        :raises NonFiniteError: if it diverged; the model is then as it was before
         """
         start = time.perf_counter()
         model, ensemble = self.world_model, self.world_model.ensemble
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         training_rows, holdout_rows = data.holdout_split(self.holdout_ratio, self.max_holdout_rows)
         model.fit_normalizers(data[:])
         holdout = data[holdout_rows]
@@ -162,7 +165,8 @@ class ModelTrainer:
 
         parameters = list(ensemble.parameters())
         best = [parameter.detach().clone() for parameter in parameters]
-        best_mse, _ = self.holdout_errors(holdout)
+        mse, _ = self.holdout_errors(holdout)
+        best_mse = mse
         epochs_without_improvement = epochs = gradient_steps = 0
         while epochs_without_improvement < self.patience and gradient_steps < self.max_gradient_steps:
             if epochs == 0:
@@ -183,6 +187,15 @@ class ModelTrainer:
                 kept[improved] = parameter.detach()[improved]
             epochs_without_improvement = 0 if bool(improved.any()) else epochs_without_improvement + 1
 
+        if not bool(th.stack([tensor.isfinite().all() for tensor in (mse, best_mse, *parameters)]).all()):
+            model.load_state_dict(before)
+            self.optimizer.state.clear()
+            self._graphed_step = None  # it holds the optimiser's old tensors
+            raise NonFiniteError(
+                f"The world model's weights and its holdout error must stay finite, but after {epochs} epochs of a fit to "
+                f"{len(data)} transitions the holdout errors of its members are {mse.tolist()}. The model is as it was before "
+                "and can be saved. Lower `model_learning_rate`, or scale the observations and rewards of the environment."
+            )
         with th.no_grad():
             for kept, parameter in zip(best, parameters):
                 parameter.copy_(kept)

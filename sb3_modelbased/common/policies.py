@@ -107,8 +107,9 @@ class EnsembleCritic(BaseModel):
         :param actions: scaled to [-1, 1], [B, A]
         :return: every critic's value, [n_critics, B]
         """
-        # With a shared extractor only the actor's loss trains it, as in SB3
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+        # With a shared extractor only the actor's loss trains it, as in SB3; imagined states need their own gradient
+        needs_grad = observations.requires_grad or not self.share_features_extractor
+        with th.set_grad_enabled(th.is_grad_enabled() and needs_grad):
             features = self.extract_features(observations, self.features_extractor)
         return self.q_networks(th.cat([features, actions], dim=1)).squeeze(-1)
 

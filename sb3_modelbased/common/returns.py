@@ -75,6 +75,17 @@ def k_step_returns(rewards: th.Tensor, discounts: th.Tensor, next_values: th.Ten
     return th.cumsum(before * rewards, dim=0) + survival * next_values
 
 
+def alive(terminated: th.Tensor) -> th.Tensor:
+    r"""
+    Probability that a trajectory still goes on when a step is taken, :math:`\prod_{i<t} (1 - d_i)`: what is learned at
+    states behind a terminal would be learned of states that do not exist.
+
+    :param terminated: probability d_t that step t ends the task, [H, ...]
+    :return: 1 at t = 0, [H, ...]
+    """
+    return th.cat([th.ones_like(terminated[:1]), (1 - terminated[:-1]).cumprod(dim=0)])
+
+
 def steve_weights(variances: th.Tensor, epsilon: float = 1e-8) -> th.Tensor:
     r"""
     STEVE's weights over horizons (Buckman et al., 2018, section 3): the inverse variance over the ensemble of each

@@ -8,10 +8,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
 
 from sb3_modelbased.common.buffers import ImaginaryBuffer
-from sb3_modelbased.common.errors import check_at_least, check_share
+from sb3_modelbased.common.errors import check_count, check_share
 from sb3_modelbased.common.imagination import branched_rollouts, imagine
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
-from sb3_modelbased.common.returns import discounted_sum, k_step_returns, lambda_returns, steve_weights
+from sb3_modelbased.common.returns import alive, discounted_sum, k_step_returns, lambda_returns, steve_weights
 from sb3_modelbased.common.schedules import RolloutLengthSchedule
 from sb3_modelbased.common.type_aliases import Trajectory
 
@@ -84,18 +84,18 @@ class MAAC(ModelBasedAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        check_at_least("horizon", self.horizon, 0)
-        check_at_least("n_action_samples", self.n_action_samples, 1)
-        check_at_least("steve_horizon", 0 if self.steve_horizon is None else self.steve_horizon, 0)
+        check_count("horizon", self.horizon, 0)
+        check_count("n_action_samples", self.n_action_samples, 1)
+        check_count("steve_horizon", 0 if self.steve_horizon is None else self.steve_horizon, 0)
         if self.on_policy_critic and self.horizon < 1:
             raise ValueError(
                 "`on_policy_critic` learns from the actor's imagined trajectory and needs horizon >= 1, but horizon="
                 f"{self.horizon}. Pass a longer horizon, or on_policy_critic=False."
             )
         check_share("real_ratio", self.real_ratio)
-        check_at_least("rollout_freq", self.rollout_freq, 1)
-        check_at_least("rollout_batch_size", self.rollout_batch_size, 1)
-        check_at_least("imaginary_buffer_size", self.imaginary_buffer_size, self.batch_size)
+        check_count("rollout_freq", self.rollout_freq, 1)
+        check_count("rollout_batch_size", self.rollout_batch_size, 1)
+        check_count("imaginary_buffer_size", self.imaginary_buffer_size, self.batch_size)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -180,11 +180,13 @@ class MAAC(ModelBasedAlgorithm):
             observations = trajectory.observations[:-1].detach().flatten(0, 1)
             actions = trajectory.actions.detach().flatten(0, 1)
             targets = self._trajectory_targets(trajectory, last_actions, last_log_probs, ent_coef)
+            weights = alive(trajectory.terminated.detach()).flatten()
         else:
             observations, actions = batch.observations, batch.actions
             targets = self._batch_targets(batch, ent_coef)
+            weights = th.ones_like(targets)
         q_values = self.critic(self._view.observations(observations), actions)
-        critic_loss = 0.5 * (q_values - targets).square().mean(dim=1).sum()
+        critic_loss = 0.5 * (weights * (q_values - targets).square()).mean(dim=1).sum()
         self.critic.optimizer.zero_grad()
         critic_loss.backward()
         self.critic.optimizer.step()

@@ -17,7 +17,7 @@ from sb3_modelbased.common.known_dynamics import KnownDynamics, TrueModel, resol
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
 from sb3_modelbased.common.model_trainer import ModelLoss, nll_loss, sampled_mse_loss
 from sb3_modelbased.common.policies import EnsembleCritic
-from sb3_modelbased.common.returns import discounted_sum, lambda_returns
+from sb3_modelbased.common.returns import alive, discounted_sum, lambda_returns
 from sb3_modelbased.common.type_aliases import Trajectory
 from sb3_modelbased.common.world_model import Dynamics, WorldModel
 from sb3_modelbased.memb.policies import MEMBPolicy, ValueFunction
@@ -265,11 +265,11 @@ class MEMB(ModelBasedAlgorithm):
             # An H-step return looks at the last of the values only. It holds its first step's bonus, Q does not.
             returns = lambda_returns(trajectory.rewards + bonus, discounts, last_values.expand_as(discounts))
             targets = returns - bonus
-            alive = th.cat([th.ones_like(discounts[:1]), (1 - trajectory.terminated[:-1]).cumprod(dim=0)])
+            weights = alive(trajectory.terminated)
         states = self._view.observations(trajectory.observations[:-1])
         q_values = self.critic(states.flatten(0, 1), trajectory.actions.flatten(0, 1))
-        errors = q_values.unflatten(1, alive.shape) - targets
-        return 0.5 * (alive * errors.square()).mean(dim=(1, 2)).sum(), q_values[:, : alive.shape[1]]
+        errors = q_values.unflatten(1, weights.shape) - targets
+        return 0.5 * (weights * errors.square()).mean(dim=(1, 2)).sum(), q_values[:, : weights.shape[1]]
 
     def _expand(self, batch: ReplayBufferSamples) -> Trajectory:
         """
