@@ -1,0 +1,64 @@
+"""The speed benchmark's operations against layer sizes, its parts against their sum, and its files."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch as th
+
+from sb3_modelbased import MAAC
+from sb3_modelbased.common.ensemble import EnsembleMLP
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    """The module of benchmarks/speed.py, small."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("speed", BENCHMARKS / "speed.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "speed", module)
+    spec.loader.exec_module(module)
+    small = {"STEPS": 4, "LEARNING_STARTS": 20, "DATA_ROWS": 300, "MODEL_STEPS": 2, "MODEL_BATCH": 16, "IMAGINED_ROWS": 100}
+    for name, value in {**small, "NET_ARCH": (8, 8)}.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+def test_operations_of_a_network(speed):
+    members, batch, sizes = 3, 10, (5, 8, 2)
+    network = EnsembleMLP(members, 5, 2, (8,))
+    flops = speed.count_flops(lambda read: network(th.rand(members, batch, 5)).sum().backward() or read())
+    forward = 2 * members * batch * (sizes[0] * sizes[1] + sizes[1] * sizes[2])
+    # Backward: as much for the weights, and for the inputs of every layer but the first
+    assert flops == 2 * forward + 2 * members * batch * sizes[1] * sizes[2]
+
+
+def test_parts_make_the_whole(speed):
+    agent = MAAC(
+        "MlpPolicy",
+        "Pendulum-v1",
+        learning_starts=20,
+        batch_size=8,
+        model_net_arch=(8,),
+        model_gradient_steps=2,
+        model_train_freq=2,
+        rollout_freq=2,
+    )
+    agent.learn(22)
+    spent = speed.count_flops(lambda read: speed.Meter(agent, read).learn())
+    assert spent["batch"] == 0  # reading a batch multiplies nothing
+    assert min(spent[part] for part in ("env", "model fit", "imagination", "critic", "actor")) > 0
+    assert spent["critic"] + spent["actor"] == spent["updates"]
+    assert spent["env"] + spent["model fit"] + spent["imagination"] + spent["updates"] == spent["total"]
+
+
+def test_files(speed, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "measure_agents", lambda *_: {})
+    threads = th.get_num_threads()
+    speed.main(["--rounds", "1", "--subjects", "--output", str(tmp_path)])
+    th.set_num_threads(threads)
+    assert "| imagined rows/s |" in (tmp_path / "speed.md").read_text()
+    assert "ensemble,ensemble training steps/s over reference," in (tmp_path / "speed.csv").read_text()
