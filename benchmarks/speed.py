@@ -179,7 +179,7 @@ def make_agent(name: str, env: str, device: str) -> OffPolicyAlgorithm | None:
     :param name: one of ``SUBJECTS``
     :param env: Gymnasium id
     :param device: torch device
-    :return: an agent whose random steps and first fit are over; None where its package is not installed
+    :return: an agent whose random steps are over; None where its package is not installed
     """
     algorithm, arguments = SUBJECTS[name]
     if algorithm == "SAC":
@@ -193,7 +193,7 @@ def make_agent(name: str, env: str, device: str) -> OffPolicyAlgorithm | None:
         cls = getattr(sb3_modelbased, algorithm)
     agent = cls("MlpPolicy", gym.make(env), seed=0, device=device, **AGENT, **arguments)
     agent.set_logger(Logger(None, []))
-    agent.learn(LEARNING_STARTS + 10)
+    agent.learn(LEARNING_STARTS)
     return agent
 
 
@@ -207,7 +207,7 @@ def measure_agents(names: list[str], env: str, device: str, rounds: int, clock: 
     :return: for every agent, what every round took by part, and the operations
     """
     agents = {name: agent for name in names if (agent := make_agent(name, env, device)) is not None}
-    # Graphs replay without torch's dispatcher, which is what counts: sizes are known from a CPU
+    # This is the warm-up, too: the first fit and, on a GPU, the eager calls before a graph is captured
     operations = {name: count_flops(lambda read, a=agent: Meter(a, read).learn()) for name, agent in agents.items()}
     meters = {name: Meter(agent, clock) for name, agent in agents.items()}
     seconds: dict[str, list[dict[str, float]]] = defaultdict(list)

@@ -56,9 +56,16 @@ def test_parts_make_the_whole(speed):
 
 
 def test_files(speed, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "measure_agents", lambda *_: {})
+    model = {"model_net_arch": (8,), "model_gradient_steps": 2, "model_train_freq": 4, "rollout_freq": 4}
+    monkeypatch.setattr(speed, "SUBJECTS", {speed.BASELINE: ("SAC", {}), "MAAC": ("MAAC", model)})
+    monkeypatch.setattr(speed, "AGENT", {"learning_starts": 20, "batch_size": 8, "policy_kwargs": {"net_arch": [8]}})
     threads = th.get_num_threads()
-    speed.main(["--rounds", "1", "--subjects", "--output", str(tmp_path)])
+    speed.main(["--rounds", "2", "--env", "Pendulum-v1", "--output", str(tmp_path)])
     th.set_num_threads(threads)
-    assert "| imagined rows/s |" in (tmp_path / "speed.md").read_text()
-    assert "ensemble,ensemble training steps/s over reference," in (tmp_path / "speed.csv").read_text()
+    page, table = (tmp_path / "speed.md").read_text(), (tmp_path / "speed.csv").read_text()
+    assert "| imagined rows/s |" in page
+    assert "ensemble,ensemble training steps/s over reference," in table
+    for subject, parts in ((speed.BASELINE, ("env", "updates")), ("MAAC", speed.PARTS)):
+        assert f"| {subject} |" in page
+        assert all(f'{subject},"{part}, ms per env step",' in table for part in parts)
+    assert f"{speed.BASELINE},updates/s over SAC,1,1,1" in table
