@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 import torch as th
@@ -192,7 +192,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_arguments()
         super()._setup_model()
-        self.policy: ModelBasedSACPolicy  # type: ignore[assignment]
+        self.policy: ModelBasedSACPolicy
         self._create_aliases()
         self._resolve_termination_fn()
         assert isinstance(self.action_space, spaces.Box)
@@ -333,8 +333,8 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             got = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__
             raise ValueError(
                 f"`{name}` must return a tensor with one number per transition: for observations of shape "
-                f"{tuple(observations.shape)} it must be of shape (3, 2), but it is {got}. Work on the last dimension only, for "
-                "example `next_observations[..., 0]`, and keep no dimension of size 1."
+                f"{tuple(observations.shape)} it must be of shape (3, 2), but it is {got}. Work on the last dimension only, "
+                "for example `next_observations[..., 0]`, and keep no dimension of size 1."
             )
 
     def _store_transition(
@@ -347,7 +347,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         terminal = [info["terminal_observation"] for info in infos if "terminal_observation" in info]
-        if not all(np.isfinite(array).all() for array in (self._last_obs, new_obs, reward, *terminal)):  # type: ignore[arg-type]
+        if not all(np.isfinite(array).all() for array in (self._last_obs, new_obs, reward, *terminal)):
             raise NonFiniteError(
                 "The environment must return finite observations and rewards, but at env step "
                 f"{self.num_timesteps} it went from the observation {self._last_obs} to {new_obs}"
@@ -366,9 +366,9 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         try:
             super().learn(*args, **kwargs)
         except ValueError as error:
-            # torch refuses the distribution of a policy whose parameters are not finite before our next look
-            if not isinstance(error, NonFiniteError) and self._finite_parameters:
-                self._check_finite()
+            # Before our next look, torch refuses the distribution of a policy whose outputs are not finite
+            if "to satisfy the constraint" in str(error) and self._finite_parameters:
+                self._stop_diverged("the policy's outputs")
             raise
         if self._n_updates > self._checked_at_update:
             self._check_finite()
@@ -428,7 +428,9 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         if not self._graphs_updates:
             return self._update(batch_size)
         if self._graphed_update is None:
-            self._graphed_update = GraphedCall(lambda: self._update(batch_size), lambda: (batch_size, *self._static_addresses()))
+            self._graphed_update = GraphedCall(
+                lambda: self._update(batch_size), lambda: (batch_size, *self._static_addresses())
+            )
         self._graphed_update()
 
     def _update(self, batch_size: int) -> None:
@@ -477,7 +479,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         """
         :return: the optimisers that follow ``learning_rate``
         """
-        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        optimizers: list[Any] = [self.actor.optimizer, self.critic.optimizer]
         if self.entropy_coef.optimizer is not None:
             optimizers.append(self.entropy_coef.optimizer)
         return optimizers
@@ -526,7 +528,11 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         if self._graphs_updates:  # the data is on the device already
             rows = self.real_data[self.real_data.random_rows(batch_size)]
             return ReplayBufferSamples(
-                rows.observations, rows.actions, rows.next_observations, rows.terminated.unsqueeze(-1), rows.rewards.unsqueeze(-1)
+                rows.observations,
+                rows.actions,
+                rows.next_observations,
+                rows.terminated.unsqueeze(-1),
+                rows.rewards.unsqueeze(-1),
             )
         batch = self.replay_buffer.sample(batch_size)
         return batch._replace(
@@ -556,13 +562,20 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         if finite and not diverged:
             self._finite_parameters = deepcopy(state)
             return
+        self._stop_diverged(", ".join(diverged) or "the parameters")
+
+    def _stop_diverged(self, what: str) -> NoReturn:
+        """
+        :param what: did not stay finite
+        :raises NonFiniteError: always, with the agent back at its last finite parameters
+        """
         if self._finite_parameters:
             self.set_parameters(deepcopy(self._finite_parameters), exact_match=False, device=self.device)
             self._graphed_update = None  # it holds the optimisers' old tensors
         raise NonFiniteError(
             f"Losses and parameters must stay finite, but at update {self._n_updates} (env step {self.num_timesteps}) "
-            f"{', '.join(diverged) or 'the parameters'} did not. The agent is back at its last finite parameters and can "
-            "be saved. Lower `learning_rate`, `gradient_steps` or the horizon, or pass policy_kwargs={'critic_layer_norm': True}."
+            f"{what} did not. The agent is back at its last finite parameters and can be saved. Lower `learning_rate`, "
+            "`gradient_steps` or the horizon, or pass policy_kwargs={'critic_layer_norm': True}."
         )
 
     # -- Logging and saving -------------------------------------------------------------------------------------------
