@@ -61,7 +61,7 @@ def test_training_changes_every_network(make_agent):
 def test_one_seed_gives_one_run(make_agent, n_envs):
     def run(seed):
         # Fresh generators, as a fresh process has them
-        return make_agent(make_vec_env(PointEnv, n_envs=n_envs), seed=seed).learn(70)
+        return make_agent(make_vec_env(PointEnv, n_envs=n_envs), seed=seed).learn(44)
 
     first, second, other = run(1), run(1), run(2)
     for a, b in zip(tensors_of(first), tensors_of(second), strict=True):
@@ -80,7 +80,7 @@ def test_learning_twice(make_agent):
 
 
 def test_learning_anew_goes_on_fitting_the_model(make_agent):
-    agent = make_agent().learn(90)
+    agent = make_agent().learn(70)
     updates = agent.model_updates
     agent.learn(50)  # the env steps start from zero again
     check_trained(agent, 50)
@@ -114,8 +114,8 @@ def test_train_freq(make_agent, train_freq, gradient_steps):
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_action_noise(make_agent, n_envs):
     noise = NormalActionNoise(np.zeros(2), 0.5 * np.ones(2))
-    agent = make_agent(make_vec_env(PointEnv, n_envs=n_envs), action_noise=noise).learn(60)
-    check_trained(agent, 60)
+    agent = make_agent(make_vec_env(PointEnv, n_envs=n_envs), action_noise=noise).learn(40)
+    check_trained(agent, 40)
     assert np.abs(agent.replay_buffer.actions).max() == 1.0  # noise reaches the bounds, and no further
 
 
@@ -123,14 +123,14 @@ def test_action_noise(make_agent, n_envs):
 def test_gsde(make_agent, kwargs):
     agent = make_agent(use_sde=True, **kwargs)
     log_std = agent.actor.log_std.detach().clone()
-    agent.learn(60)
-    check_trained(agent, 60)
+    agent.learn(40)
+    check_trained(agent, 40)
     assert not agent.actor.log_std.equal(log_std)
 
 
 @pytest.mark.parametrize("ent_coef", ["auto", "auto_0.1", 0.2, 0.0])
 def test_entropy_coefficients(make_agent, ent_coef):
-    agent = make_agent(ent_coef=ent_coef).learn(50)
+    agent = make_agent(ent_coef=ent_coef).learn(26)
     learned = isinstance(agent.entropy_coef, LearnedEntropyCoef)
     assert learned == isinstance(ent_coef, str)
     start = {"auto": 1.0, "auto_0.1": 0.1}.get(ent_coef, ent_coef)
@@ -170,14 +170,14 @@ def test_a_memory_efficient_replay_buffer(make_agent):
 
 @pytest.mark.parametrize("extras", [{"critic_layer_norm": True}, {"critic_dropout": 0.1}, {"n_critics": 3}, {"n_critics": 1}])
 def test_critics(make_agent, extras):
-    check_trained(make_agent(policy_kwargs={"net_arch": [16], **extras}).learn(50), 50)
+    check_trained(make_agent(policy_kwargs={"net_arch": [16], **extras}).learn(30), 30)
 
 
 @pytest.mark.parametrize("sizes", [{"ensemble_size": 1, "n_elites": 1}, {"ensemble_size": 4, "n_elites": 4}])
 def test_ensembles(make_agent, algorithm, sizes):
     if algorithm.__name__ == "MPDP" and sizes["n_elites"] == 1:
         pytest.skip("MPDP plans by the disagreement of at least two elites")
-    check_trained(make_agent(**sizes).learn(50), 50)
+    check_trained(make_agent(**sizes).learn(30), 30)
 
 
 def test_a_learning_rate_schedule(make_agent):
