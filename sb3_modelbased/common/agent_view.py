@@ -76,9 +76,10 @@ class VecNormalizeView:
     def refresh(self) -> None:
         """Take over the wrapper's statistics, in place (a CUDA graph may hold the tensors)."""
         if self.norm_obs:
-            mean, var = self.env.obs_rms.mean, self.env.obs_rms.var  # type: ignore[union-attr]
-            self.mean.copy_(th.as_tensor(mean.reshape(-1)))
-            self.std.copy_(th.as_tensor(np.sqrt(var + self.env.epsilon).reshape(-1)))
+            statistics = self.env.obs_rms
+            assert not isinstance(statistics, dict)  # Dict observations are refused
+            self.mean.copy_(th.as_tensor(statistics.mean.reshape(-1)))
+            self.std.copy_(th.as_tensor(np.sqrt(statistics.var + self.env.epsilon).reshape(-1)))
         self.reward_std.copy_(th.as_tensor(np.sqrt(self.env.ret_rms.var + self.env.epsilon)))
 
     def observations(self, observations: th.Tensor) -> th.Tensor:

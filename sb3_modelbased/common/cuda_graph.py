@@ -50,9 +50,9 @@ class GraphedCall:
             except RuntimeError as error:
                 self._failed = True
                 warnings.warn(
-                    "The update could not be captured as a CUDA graph and runs eagerly, which is slower. A `reward_fn` or "
-                    "`termination_fn` that copies between host and device (`.item()`, `torch.tensor(...)`) is the usual cause; "
-                    f"`cuda_graphs=False` silences this. The error was: {error}",
+                    "The update could not be captured as a CUDA graph and runs eagerly, which is slower. A `reward_fn` "
+                    "or `termination_fn` that copies between host and device (`.item()`, `torch.tensor(...)`) is the usual "
+                    f"cause; `cuda_graphs=False` silences this. The error was: {error}",
                     stacklevel=2,
                 )
                 return self.function()

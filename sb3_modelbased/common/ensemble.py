@@ -6,6 +6,7 @@ All members live in stacked weights ``[E, in, out]``, so that a layer of E netwo
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch as th
 from torch import nn
@@ -85,9 +86,9 @@ class EnsembleMLP(nn.Sequential):
         dropout: float = 0.0,
     ) -> None:
         sizes = [input_dim, *net_arch, output_dim]
-        members = [[nn.Linear(i, o) for i, o in zip(sizes, sizes[1:])] for _ in range(ensemble_size)]
+        members = [[nn.Linear(i, o) for i, o in pairwise(sizes)] for _ in range(ensemble_size)]
         modules: list[nn.Module] = []
-        for index, layers in enumerate(zip(*members)):
+        for index, layers in enumerate(zip(*members, strict=True)):
             modules.append(EnsembleLinear(layers))
             if index < len(net_arch):
                 if dropout > 0:
@@ -182,7 +183,7 @@ class SeparateGaussianEnsembles(nn.Module):
         :param inputs: one batch per member [E, B, in], or one batch for all [B, in]
         :return: means [E, B, D], log-variances [E, B, D] and logits [E, B, n_logits], each the parts' in their order
         """
-        mean, log_var, logits = zip(*(part(inputs) for part in self.parts))
+        mean, log_var, logits = zip(*(part(inputs) for part in self.parts), strict=True)
         return th.cat(mean, dim=-1), th.cat(log_var, dim=-1), th.cat(logits, dim=-1)
 
     def log_var_bounds_loss(self) -> th.Tensor:

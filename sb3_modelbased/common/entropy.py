@@ -69,7 +69,9 @@ class LearnedEntropyCoef(nn.Module):
         return loss.detach()
 
 
-def make_entropy_coef(ent_coef: str | float, target_entropy: str | float, action_dim: int, learning_rate: float) -> nn.Module:
+def make_entropy_coef(
+    ent_coef: str | float, target_entropy: str | float, action_dim: int, learning_rate: float
+) -> FixedEntropyCoef | LearnedEntropyCoef:
     """
     :param ent_coef: a value, "auto", or "auto_0.1" to start learning from 0.1
     :param target_entropy: a value, or "auto" for -A

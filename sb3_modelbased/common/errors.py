@@ -23,7 +23,7 @@ def constructor_arguments(cls: type) -> list[str]:
     """
     names: dict[str, None] = {}
     for base in cls.__mro__:
-        parameters = inspect.signature(base.__init__).parameters.values() if "__init__" in vars(base) else []
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values() if "__init__" in vars(base) else []
         names.update({p.name: None for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)})
         if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

@@ -64,6 +64,6 @@ def resolve_true_model(
     if true_model == "gymnasium":
         return known if env is None else true_model_from_env(env)
     raise ValueError(
-        "`true_model` must be an object with step(observations, actions) -> (next_observations, rewards), 'gymnasium' or None, "
-        f"but it is {true_model!r}. Leave it out to learn the model from data."
+        "`true_model` must be an object with step(observations, actions) -> (next_observations, rewards), 'gymnasium' or "
+        f"None, but it is {true_model!r}. Leave it out to learn the model from data."
     )

@@ -21,11 +21,11 @@ from torch import nn
 from sb3_modelbased.common.agent_view import AgentView, make_view
 from sb3_modelbased.common.buffers import ReplayMirror
 from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
-from sb3_modelbased.common.entropy import make_entropy_coef
+from sb3_modelbased.common.entropy import FixedEntropyCoef, LearnedEntropyCoef, make_entropy_coef
 from sb3_modelbased.common.errors import NonFiniteError, check_count, check_known_arguments
 from sb3_modelbased.common.metrics import RunningMeans, Stopwatch
 from sb3_modelbased.common.model_trainer import FitReport, ModelTrainer
-from sb3_modelbased.common.policies import ModelBasedSACPolicy
+from sb3_modelbased.common.policies import EnsembleCritic, FastActor, ModelBasedSACPolicy
 from sb3_modelbased.common.termination_fns import termination_fn_from_env
 from sb3_modelbased.common.type_aliases import RewardFn, TerminationFn
 from sb3_modelbased.common.world_model import WorldModel
@@ -88,6 +88,10 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
+    actor: FastActor
+    critic: EnsembleCritic
+    critic_target: EnsembleCritic
+    entropy_coef: FixedEntropyCoef | LearnedEntropyCoef
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ModelBasedSACPolicy}
 
     def __init__(
@@ -547,7 +551,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         :param step: imagined time, of no consequence for a stationary policy
         :return: actions in [-1, 1], [B, A], and their log-probabilities [B]
         """
-        return self.actor.action_log_prob(self._view.observations(observations))  # type: ignore[operator]
+        return self.actor.action_log_prob(self._view.observations(observations))
 
     # -- Divergence ---------------------------------------------------------------------------------------------------
 

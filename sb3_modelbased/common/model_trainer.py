@@ -83,7 +83,8 @@ class _GraphedStep:
         self.call = GraphedCall(self._step, lambda: (id(self.data), self.data.address if self.data else 0))
 
     def _step(self) -> None:
-        assert self.data is not None and self.rows is not None
+        assert self.data is not None
+        assert self.rows is not None
         self.gradient_step(self.data, self.rows)
 
     def __call__(self, data: ReplayMirror, rows: th.Tensor) -> None:
@@ -158,9 +159,10 @@ class ModelTrainer:
         holdout = data[holdout_rows]
 
         prepare_optimizers([self.optimizer], capturable=self.cuda_graphs)
-        gradient_step = self._gradient_step
+        gradient_step: Callable[[ReplayMirror, th.Tensor], None] = self._gradient_step
         if self.cuda_graphs:
-            self._graphed_step = self._graphed_step or _GraphedStep(self._gradient_step, ensemble.ensemble_size, self.batch_size)
+            if self._graphed_step is None:
+                self._graphed_step = _GraphedStep(self._gradient_step, ensemble.ensemble_size, self.batch_size)
             gradient_step = self._graphed_step
 
         parameters = list(ensemble.parameters())
@@ -183,7 +185,7 @@ class ModelTrainer:
             mse, _ = self.holdout_errors(holdout)
             improved = mse < (1 - MIN_IMPROVEMENT) * best_mse
             best_mse = th.where(improved, mse, best_mse)
-            for kept, parameter in zip(best, parameters):
+            for kept, parameter in zip(best, parameters, strict=True):
                 kept[improved] = parameter.detach()[improved]
             epochs_without_improvement = 0 if bool(improved.any()) else epochs_without_improvement + 1
 
@@ -197,7 +199,7 @@ class ModelTrainer:
                 "and can be saved. Lower `model_learning_rate`, or scale the observations and rewards of the environment."
             )
         with th.no_grad():
-            for kept, parameter in zip(best, parameters):
+            for kept, parameter in zip(best, parameters, strict=True):
                 parameter.copy_(kept)
         model.elites.copy_(best_mse.argsort()[: model.n_elites])
         model.fitted.fill_(True)

@@ -110,6 +110,7 @@ class EnsembleCritic(BaseModel):
         # With a shared extractor only the actor's loss trains it, as in SB3; imagined states need their own gradient
         needs_grad = observations.requires_grad or not self.share_features_extractor
         with th.set_grad_enabled(th.is_grad_enabled() and needs_grad):
+            assert self.features_extractor is not None
             features = self.extract_features(observations, self.features_extractor)
         return self.q_networks(th.cat([features, actions], dim=1)).squeeze(-1)
 
@@ -149,7 +150,7 @@ class ModelBasedSACPolicy(SACPolicy):
         critic_layer_norm: bool = False,
         critic_dropout: float = 0.0,
     ) -> None:
-        self.critic_extras = {"layer_norm": critic_layer_norm, "dropout": critic_dropout}
+        self.critic_extras: dict[str, Any] = {"layer_norm": critic_layer_norm, "dropout": critic_dropout}
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = {"fused": True}  # one kernel instead of a Python loop over parameters
         super().__init__(

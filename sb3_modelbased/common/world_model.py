@@ -79,6 +79,12 @@ class WorldModel(nn.Module):
 
     elites: th.Tensor
     fitted: th.Tensor
+    terminations_seen: th.Tensor
+    action_low: th.Tensor
+    action_high: th.Tensor
+    observation_low: th.Tensor
+    observation_high: th.Tensor
+    elite_ensemble: AnyEnsemble
 
     def __init__(
         self,

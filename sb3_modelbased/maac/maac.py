@@ -153,8 +153,8 @@ class MAAC(ModelBasedAlgorithm):
             parts.append(self.imaginary_buffer.sample(batch_size - n_real))
         if len(parts) == 1:
             return parts[0]
-        real, imagined = parts
-        return ReplayBufferSamples(*(th.cat([getattr(real, f), getattr(imagined, f)]) for f in ReplayBufferSamples._fields[:5]))
+        pairs = [pair for pair in zip(*parts, strict=True) if pair[0] is not None]
+        return ReplayBufferSamples(*(th.cat(pair) for pair in pairs))
 
     def _update(self, batch_size: int) -> None:
         """
@@ -164,7 +164,7 @@ class MAAC(ModelBasedAlgorithm):
         """
         batch = self._sample_batch(batch_size)
         if self.use_sde:
-            self.actor.reset_noise()  # type: ignore[operator]
+            self.actor.reset_noise()
         ent_coef = self.entropy_coef()
 
         # Imagine s_0, a_0, ..., s_H, a_H: the gradient runs through policy and model at every step

@@ -7,16 +7,13 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule, polyak_update
-from stable_baselines3.sac.policies import Actor
 
 from sb3_modelbased.common.cuda_graph import set_learning_rate
-from sb3_modelbased.common.entropy import FixedEntropyCoef, LearnedEntropyCoef
 from sb3_modelbased.common.errors import check_at_least
 from sb3_modelbased.common.imagination import imagine
 from sb3_modelbased.common.known_dynamics import KnownDynamics, TrueModel, resolve_true_model
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
 from sb3_modelbased.common.model_trainer import ModelLoss, nll_loss, sampled_mse_loss
-from sb3_modelbased.common.policies import EnsembleCritic
 from sb3_modelbased.common.returns import alive, discounted_sum, lambda_returns
 from sb3_modelbased.common.type_aliases import Trajectory
 from sb3_modelbased.common.world_model import Dynamics, WorldModel
@@ -63,11 +60,8 @@ class MEMB(ModelBasedAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MEMBPolicy}
     policy: MEMBPolicy
-    actor: Actor
-    critic: EnsembleCritic
     value: ValueFunction
     value_target: ValueFunction
-    entropy_coef: FixedEntropyCoef | LearnedEntropyCoef
 
     def __init__(
         self,

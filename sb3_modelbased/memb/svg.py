@@ -211,7 +211,7 @@ def reconstructed_step(world_model: WorldModel, transitions: Transitions, action
     :param actions: ``transitions.actions`` as a function of the policy's parameters, [B, A]
     :return: [n_elites, B, ...]
     """
-    elites: AnyEnsemble = world_model.elite_ensemble  # type: ignore[assignment]
+    elites: AnyEnsemble = world_model.elite_ensemble
     mean, log_var, logits = elites(world_model.inputs(transitions.observations, actions))
     targets = world_model.target_normalizer.normalize(world_model.targets(transitions))
     noise = ((targets - mean) * (-0.5 * log_var).exp()).detach()
