@@ -346,3 +346,8 @@ def test_nonfinite_errors_prune_a_trial_of_the_zoo():
 def test_gym_ids_that_do_not_exist(make_agent):
     with pytest.raises(gym.error.Error):
         make_agent("NoSuchTask-v0")
+
+
+def test_argument_of_sb3_that_would_be_ignored_is_refused():
+    with pytest.raises(TypeError, match="MAAC has no argument `n_steps`"):
+        MAAC("MlpPolicy", "Pendulum-v1", n_steps=3)

@@ -25,7 +25,8 @@ def constructor_arguments(cls: type) -> list[str]:
     for base in cls.__mro__:
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values() if "__init__" in vars(base) else []
         names.update({p.name: None for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)})
-        if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        # What a constructor takes as **kwargs it forwards; **unknown it refuses
+        if parameters and not any(p.kind is p.VAR_KEYWORD and p.name == "kwargs" for p in parameters):
             break
     names.pop("self", None)
     return list(names)

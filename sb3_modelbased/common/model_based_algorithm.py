@@ -14,7 +14,6 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, RolloutReturn, Schedule
-from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -455,7 +454,8 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     def _update_targets(self) -> None:
         """Polyak averaging of the target critics."""
-        polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+        with th.no_grad():
+            th._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), self.tau)
 
     def _static_addresses(self) -> tuple[int, ...]:
         """

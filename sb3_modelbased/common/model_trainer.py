@@ -175,7 +175,7 @@ class ModelTrainer:
                 # Bootstrap: each member keeps its own resample of the data during this fit
                 n = len(training_rows)
                 bootstrap = training_rows[th.randint(n, (ensemble.ensemble_size, n), device=data.device)]
-            order = th.rand(bootstrap.shape, device=data.device).argsort(dim=1)
+            order = self._shuffle(bootstrap)
             for rows in bootstrap.gather(1, order).split(self.batch_size, dim=1):
                 gradient_step(data, rows)
                 gradient_steps += 1
@@ -212,6 +212,17 @@ class ModelTrainer:
             gradient_steps=gradient_steps,
             seconds=time.perf_counter() - start,
         )
+
+    def _shuffle(self, bootstrap: th.Tensor) -> th.Tensor:
+        """
+        :param bootstrap: row numbers, [E, N]
+        :return: an order per member of as many of them as a fit has gradient steps for, [E, <= N]
+        """
+        members, n = bootstrap.shape
+        most = self.max_gradient_steps * self.batch_size
+        if n > most:  # to shuffle a large buffer would cost more than to learn from it
+            return th.randint(n, (members, most), device=bootstrap.device)
+        return th.rand(bootstrap.shape, device=bootstrap.device).argsort(dim=1)
 
     def loss(self, batch: Transitions) -> th.Tensor:
         """
