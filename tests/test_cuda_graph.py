@@ -1,0 +1,114 @@
+"""Capturing updates: what a CPU can test with a stand-in for the graph, and, where there is a GPU, the same numbers."""
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch as th
+
+from sb3_modelbased import MAAC
+from sb3_modelbased.common.cuda_graph import WARMUP_CALLS, GraphedCall, prepare_optimizers, set_learning_rate
+
+
+class RecordedGraph:
+    """A graph that counts what is done with it."""
+
+    replays = 0
+    captures = 0
+
+    def replay(self):
+        RecordedGraph.replays += 1
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    RecordedGraph.replays = RecordedGraph.captures = 0
+
+    @contextmanager
+    def capture(graph):
+        RecordedGraph.captures += 1
+        yield
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(th.cuda, "CUDAGraph", RecordedGraph)
+    monkeypatch.setattr(th.cuda, "graph", capture)
+    monkeypatch.setattr(th.cuda, "Stream", Stream)
+    monkeypatch.setattr(th.cuda, "current_stream", Stream)
+    monkeypatch.setattr(th.cuda, "stream", lambda stream: nullcontext())
+    return RecordedGraph
+
+
+def test_each_call_counts_once(recorded):
+    ran = []
+    call = GraphedCall(lambda: ran.append(1), lambda: 0)
+    for _ in range(WARMUP_CALLS):
+        call()
+    assert (len(ran), recorded.captures, recorded.replays) == (WARMUP_CALLS, 0, 0)
+    call()  # the capture runs the Python of the function, the replay is what does the work
+    assert (len(ran), recorded.captures, recorded.replays) == (WARMUP_CALLS + 1, 1, 1)
+    for _ in range(5):
+        call()
+    assert (len(ran), recorded.captures, recorded.replays) == (WARMUP_CALLS + 1, 1, 6)
+
+
+def test_moved_tensors_are_captured_anew(recorded):
+    addresses = [0]
+    call = GraphedCall(lambda: None, lambda: addresses[0])
+    for _ in range(WARMUP_CALLS + 2):
+        call()
+    addresses[0] = 1
+    for _ in range(WARMUP_CALLS + 2):
+        call()
+    assert (recorded.captures, recorded.replays) == (2, 4)
+
+
+def test_function_that_cannot_be_captured_runs_eagerly(recorded, monkeypatch):
+    @contextmanager
+    def refuse(graph):
+        raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+
+    monkeypatch.setattr(th.cuda, "graph", refuse)
+    ran = []
+    call = GraphedCall(lambda: ran.append(1), lambda: 0)
+    for _ in range(WARMUP_CALLS):
+        call()
+    with pytest.warns(UserWarning, match="could not be captured"):
+        call()
+    call()
+    assert len(ran) == WARMUP_CALLS + 2
+    assert recorded.replays == 0
+
+
+def test_learning_rate_moves_into_a_tensor_and_back():
+    parameter = th.nn.Parameter(th.ones(2))
+    optimizer = th.optim.Adam([parameter], lr=1e-3, fused=True)
+    prepare_optimizers([optimizer], capturable=True)
+    rate = optimizer.param_groups[0]["lr"]
+    set_learning_rate(optimizer, 5e-4)
+    assert optimizer.param_groups[0]["lr"] is rate  # a captured step reads it there
+    assert rate.item() == pytest.approx(5e-4)
+    assert optimizer.param_groups[0]["capturable"]
+
+    prepare_optimizers([optimizer], capturable=False)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+    parameter.grad = th.ones(2)
+    optimizer.step()  # refused on a CPU while it is capturable
+    assert th.allclose(parameter, th.full((2,), 1 - 5e-4))
+
+
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("arguments", [{"horizon": 2, "on_policy_critic": True}, {"horizon": 0, "steve": False}])
+def test_graph_and_eager_updates_give_the_same_numbers(arguments):
+    def trained(cuda_graphs):
+        agent = MAAC("MlpPolicy", "Pendulum-v1", learning_starts=64, seed=0, device="cuda", batch_size=32, buffer_size=1000,
+                     model_net_arch=[16, 16], model_gradient_steps=20, cuda_graphs=cuda_graphs, **arguments)  # fmt: skip
+        agent.learn(100)
+        return agent.get_parameters()["policy"]
+
+    eager, graphed = trained(False), trained(True)
+    for name, value in eager.items():
+        assert th.allclose(value, graphed[name], rtol=1e-3, atol=1e-4), name
