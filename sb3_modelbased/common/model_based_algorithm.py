@@ -464,12 +464,14 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         return (self.real_data.address,)
 
     @property
+    def _samples_on_device(self) -> bool:
+        """Whether real batches come from the mirror on the GPU; replay buffers of other classes sample in ways of their own."""
+        return self.device.type == "cuda" and type(self.replay_buffer) is ReplayBuffer
+
+    @property
     def _graphs_updates(self) -> bool:
         """Whether an update runs as a CUDA graph."""
-        if self.device.type != "cuda":
-            return False
-        # Other replay buffers sample in ways that a graph cannot
-        return self.cuda_graphs and type(self.replay_buffer) is ReplayBuffer
+        return self.cuda_graphs and self._samples_on_device
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         learning_rate = self.lr_schedule(self._current_progress_remaining)
@@ -496,7 +498,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     def _prepare_imagination(self) -> None:
         """Fit the model where that is due."""
         assert self.replay_buffer is not None
-        if self.uses_model or self._graphs_updates:
+        if self.uses_model or self._samples_on_device:
             self.real_data.sync(self.replay_buffer)
         if self.uses_model and self._fit_is_due():
             with self.stopwatch.measure("model_fit"):
@@ -529,7 +531,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         :return: real transitions in environment units, float32, flat observations
         """
         assert self.replay_buffer is not None
-        if self._graphs_updates:  # the data is on the device already
+        if self._samples_on_device:
             rows = self.real_data[self.real_data.random_rows(batch_size)]
             return ReplayBufferSamples(
                 rows.observations,
