@@ -465,7 +465,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     @property
     def _samples_on_device(self) -> bool:
-        """Whether real batches come from the mirror on the GPU; replay buffers of other classes sample in ways of their own."""
+        """Whether real batches come from the mirror on the GPU; other replay buffers sample in ways of their own."""
         return self.device.type == "cuda" and type(self.replay_buffer) is ReplayBuffer
 
     @property
