@@ -61,7 +61,9 @@ def check_hyperparams(model_class: type[BaseAlgorithm], hyperparams: dict[str, A
     policy_class = model_class.policy_aliases.get(policy) if isinstance(policy, str) else policy
     if policy_class is not None:
         arguments = [argument for argument in constructor_arguments(policy_class) if argument not in SET_BY_ALGORITHM]
-        _check_keys(f"the policy_kwargs of {name}", hyperparams.get("policy_kwargs") or {}, arguments, config)
+        # SB3 writes `use_sde` into the dictionary that it is given: one that was used before has it
+        given = [key for key in hyperparams.get("policy_kwargs") or {} if key != "use_sde"]
+        _check_keys(f"the policy_kwargs of {name}", given, arguments, config)
 
 
 def _check_keys(what: str, given: Iterable[str], accepted: list[str], config: str) -> None:
