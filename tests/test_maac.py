@@ -422,3 +422,12 @@ def test_imagined_transitions_are_counted():
     # 16 to fill the buffer; per update 2 x 3 x 8 for the actor and 1 x 2 x 8 for the critics, at the env steps 21 to 31
     assert agent._n_updates == 11
     assert agent.imagined_transitions == 16 + 11 * (48 + 16)
+
+
+def test_the_imaginary_buffer_goes_on_being_filled_when_learning_anew():
+    agent = make_small(MAAC, rollout_freq=7, imaginary_buffer_size=1000).learn(60)
+    transitions = agent.imagined_transitions
+    agent._imagined_per_update = lambda batch_size: 0
+    agent.learn(40)  # the env steps start from zero again
+    assert 40 - 7 < agent.imagined_at <= 40
+    assert agent.imagined_transitions - transitions == 3 * 16  # behind `learning_starts`
