@@ -101,7 +101,7 @@ class RecordingTrainer(ModelTrainer):
     def holdout_errors(self, holdout):
         errors = super().holdout_errors(holdout)
         weights = [parameter.detach().clone() for parameter in self.world_model.ensemble.parameters()]
-        self.looks.append((holdout, weights, errors[0]))
+        self.looks.append((holdout, weights, errors.criterion))
         return errors
 
 
@@ -216,3 +216,41 @@ def test_fits_are_warm_started():
     start = trainer.looks[0][2]
     assert start[trainer.world_model.elites].mean().item() < 0.3  # a new network is at 1 or above
     assert second.holdout_mse <= first.holdout_mse * 1.001
+
+
+def test_terminations_are_learned_when_there_is_nothing_else_to_learn():
+    def noisy(n, seed, terminations):
+        data = random_transitions(n, seed, terminations)
+        noise = th.randn(n, OBSERVATIONS, generator=th.Generator().manual_seed(seed))
+        return data._replace(next_observations=data.next_observations + noise, rewards=data.rewards + 2 * noise[:, 0])
+
+    model = make_world_model(ensemble_size=2, n_elites=1, net_arch=[16])
+    trainer = make_trainer(model, learning_rate=5e-3, batch_size=64, max_gradient_steps=300)
+    data = mirror_of(noisy(500, 0, terminations=False))
+    for _ in range(3):
+        trainer.fit(data)  # down to the noise
+    data.extend(noisy(500, 1, terminations=True))
+    for _ in range(2):
+        trainer.fit(data)
+    test = random_transitions(500, 2, terminations=True)
+    with th.no_grad():
+        ends = model.step(test.observations, test.actions).terminated
+    # Half of the data knows no end, where the other half has one
+    assert ends[test.terminated > 0].mean() > 0.35
+    assert ends[test.observations[:, 0] < 0.3].mean() < 0.1
+
+
+def test_the_criterion_counts_terminations_that_were_seen():
+    data = random_transitions(50, terminations=True)
+    model = make_world_model()
+    trainer = make_trainer(model)
+    assert not trainer.holdout_errors(data).cross_entropy.any()
+    model.terminations_seen.fill_(True)
+    errors = trainer.holdout_errors(data)
+    inputs = th.cat([data.observations, data.actions], dim=1)
+    inputs = (inputs - model.input_normalizer.mean) / model.input_normalizer.std
+    for i, network in enumerate(member_networks(model.ensemble.mlp)):
+        expected = -th.distributions.Bernoulli(logits=network(inputs)[:, -1]).log_prob(data.terminated).mean()
+        assert errors.cross_entropy[i].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert errors.mse.tolist() == pytest.approx(holdout_mse_of_members(model, data), rel=1e-4)
+    assert errors.criterion.tolist() == pytest.approx((errors.mse + errors.cross_entropy).tolist())

@@ -101,6 +101,25 @@ class _GraphedStep:
         self.call()
 
 
+class HoldoutErrors(NamedTuple):
+    """
+    How each member does on the holdout, in normalised units.
+
+    :param mse: mean squared error over dimensions, [E]
+    :param nll: negative log-likelihood over dimensions, in nats, [E]
+    :param cross_entropy: of the learned termination, in nats; 0 where it is known or where none was ever seen, [E]
+    """
+
+    mse: th.Tensor
+    nll: th.Tensor
+    cross_entropy: th.Tensor
+
+    @property
+    def criterion(self) -> th.Tensor:
+        """What decides on the best weights and the elites: else no more could be learned of terminations, once the rest is."""
+        return self.mse + self.cross_entropy
+
+
 class ModelTrainer:
     """
     Fits a :class:`WorldModel`, each member on its own bootstrap of the data.
@@ -167,8 +186,8 @@ class ModelTrainer:
 
         parameters = list(ensemble.parameters())
         best = [parameter.detach().clone() for parameter in parameters]
-        mse, _ = self.holdout_errors(holdout)
-        best_mse = mse
+        error = self.holdout_errors(holdout).criterion
+        best_error = error
         epochs_without_improvement = epochs = gradient_steps = 0
         while epochs_without_improvement < self.patience and gradient_steps < self.max_gradient_steps:
             if epochs == 0:
@@ -182,32 +201,32 @@ class ModelTrainer:
                 if gradient_steps >= self.max_gradient_steps:
                     break
             epochs += 1
-            mse, _ = self.holdout_errors(holdout)
-            improved = mse < (1 - MIN_IMPROVEMENT) * best_mse
-            best_mse = th.where(improved, mse, best_mse)
+            error = self.holdout_errors(holdout).criterion
+            improved = error < (1 - MIN_IMPROVEMENT) * best_error
+            best_error = th.where(improved, error, best_error)
             for kept, parameter in zip(best, parameters, strict=True):
                 kept[improved] = parameter.detach()[improved]
             epochs_without_improvement = 0 if bool(improved.any()) else epochs_without_improvement + 1
 
-        if not bool(th.stack([tensor.isfinite().all() for tensor in (mse, best_mse, *parameters)]).all()):
+        if not bool(th.stack([tensor.isfinite().all() for tensor in (error, best_error, *parameters)]).all()):
             model.load_state_dict(before)
             self.optimizer.state.clear()
             self._graphed_step = None  # it holds the optimiser's old tensors
             raise NonFiniteError(
                 f"The world model's weights and its holdout error must stay finite, but after {epochs} epochs of a fit to "
-                f"{len(data)} transitions the holdout errors of its members are {mse.tolist()}. The model is as it was before "
+                f"{len(data)} transitions its members' holdout errors are {error.tolist()}. The model is as it was before "
                 "and can be saved. Lower `model_learning_rate`, or scale the observations and rewards of the environment."
             )
         with th.no_grad():
             for kept, parameter in zip(best, parameters, strict=True):
                 parameter.copy_(kept)
-        model.elites.copy_(best_mse.argsort()[: model.n_elites])
+        model.elites.copy_(best_error.argsort()[: model.n_elites])
         model.fitted.fill_(True)
         model.refresh_elites()
-        mse, nll = self.holdout_errors(holdout)
+        errors = self.holdout_errors(holdout)
         return FitReport(
-            holdout_mse=mse[model.elites].mean().item(),
-            holdout_nll=nll[model.elites].mean().item(),
+            holdout_mse=errors.mse[model.elites].mean().item(),
+            holdout_nll=errors.nll[model.elites].mean().item(),
             epochs=epochs,
             gradient_steps=gradient_steps,
             seconds=time.perf_counter() - start,
@@ -236,10 +255,7 @@ class ModelTrainer:
         targets = model.target_normalizer.normalize(model.targets(batch))
         loss = self.loss_fn(model.ensemble, mean, log_var, targets)
         if model.learns_termination:
-            cross_entropy = th.nn.functional.binary_cross_entropy_with_logits(
-                logits.squeeze(-1), batch.terminated, reduction="none"
-            )
-            loss = loss + cross_entropy.mean(dim=1).sum()
+            loss = loss + _cross_entropy(logits, batch.terminated).sum()
         return loss
 
     def _gradient_step(self, data: ReplayMirror, rows: th.Tensor) -> None:
@@ -248,12 +264,27 @@ class ModelTrainer:
         self.optimizer.step()
 
     @th.no_grad()
-    def holdout_errors(self, holdout: Transitions) -> tuple[th.Tensor, th.Tensor]:
+    def holdout_errors(self, holdout: Transitions) -> HoldoutErrors:
         """
         :param holdout: [N, ...]
-        :return: mean squared error and negative log-likelihood of every member, in normalised units, [E] each
+        :return: of every member
         """
         model = self.world_model
-        mean, log_var, _ = model.ensemble(model.inputs(holdout.observations, holdout.actions))
+        mean, log_var, logits = model.ensemble(model.inputs(holdout.observations, holdout.actions))
         targets = model.target_normalizer.normalize(model.targets(holdout))
-        return (mean - targets).square().mean(dim=(1, 2)), gaussian_nll(mean, log_var, targets).mean(dim=(1, 2))
+        mse = (mean - targets).square().mean(dim=(1, 2))
+        nll = gaussian_nll(mean, log_var, targets).mean(dim=(1, 2))
+        if not model.learns_termination:
+            return HoldoutErrors(mse, nll, th.zeros_like(mse))
+        return HoldoutErrors(mse, nll, _cross_entropy(logits, holdout.terminated) * model.terminations_seen)
+
+
+def _cross_entropy(logits: th.Tensor, terminated: th.Tensor) -> th.Tensor:
+    """
+    :param logits: of termination, [E, B, 1]
+    :param terminated: [E, B] or [B]
+    :return: mean per member, in nats, [E]
+    """
+    logits = logits.squeeze(-1)
+    labels = terminated.expand_as(logits)
+    return th.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
