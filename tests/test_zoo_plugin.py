@@ -35,6 +35,12 @@ def rl_zoo3():
     return types.SimpleNamespace(**{name: importlib.import_module(f"rl_zoo3.{name}") for name in modules})
 
 
+def make_manager(rl_zoo3, tmp_path, algo="maac", **kwargs):
+    return rl_zoo3.exp_manager.ExperimentManager(
+        argparse.Namespace(), algo, "Pendulum-v1", str(tmp_path), eval_freq=-1, verbose=0, **kwargs
+    )
+
+
 # -- Start-up -------------------------------------------------------------------------------------------------------------
 
 
@@ -197,10 +203,12 @@ def test_registries_are_complete(rl_zoo3, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sampler_gives_what_the_constructor_takes_and_a_trial_can_be_read_back(rl_zoo3, name):
+def test_sampler_goes_with_the_default_file_and_a_trial_can_be_read_back(rl_zoo3, tmp_path, name):
     sample = rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER[name]
     convert = rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER[name]
     model_class = rl_zoo3.utils.ALGOS[name]
+    manager = make_manager(rl_zoo3, tmp_path, algo=name, optimize_hyperparameters=True)
+    assert manager.setup_experiment() is None  # leaves the file's arguments in `_hyperparams`
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(30):
         trial = study.ask()
@@ -208,7 +216,8 @@ def test_sampler_gives_what_the_constructor_takes_and_a_trial_can_be_read_back(r
         assert set(sampled) <= set(constructor_arguments(model_class))
         # --trial-id has only the stored parameters
         assert convert(study.trials[trial.number].params) == sampled
-        model_class("MlpPolicy", "Pendulum-v1", buffer_size=100, **sampled)  # refuses what does not fit together
+        # As rl_zoo3 does it: the sample on top of the file. The constructor refuses what does not fit together
+        model_class(env="Pendulum-v1", **{**manager._hyperparams, "buffer_size": 1000, **sampled})
 
 
 def test_sampler_of_maac_by_hand(rl_zoo3):
@@ -224,7 +233,7 @@ def test_sampler_of_maac_by_hand(rl_zoo3):
         "model_learning_rate": 2e-3,
         "model_train_freq": 250,
         "horizon": 3,
-        "steve": True,
+        "critic_targets": "steve",
         "real_ratio": 0.05,
         "rollout_length": 4,
     }
@@ -243,6 +252,7 @@ def test_sampler_of_maac_by_hand(rl_zoo3):
         "model_learning_rate": 2e-3,
         "model_train_freq": 250,
         "horizon": 3,
+        "on_policy_critic": False,
         "steve": True,
         "real_ratio": 0.05,
         "rollout_length": 4,
@@ -251,12 +261,6 @@ def test_sampler_of_maac_by_hand(rl_zoo3):
 
 
 # -- Hyperparameter files -----------------------------------------------------------------------------------------------
-
-
-def make_manager(rl_zoo3, tmp_path, algo="maac", **kwargs):
-    return rl_zoo3.exp_manager.ExperimentManager(
-        argparse.Namespace(), algo, "Pendulum-v1", str(tmp_path), eval_freq=-1, verbose=0, **kwargs
-    )
 
 
 def test_our_file_is_the_default_and_only_for_us(rl_zoo3, tmp_path):

@@ -20,12 +20,24 @@ def sample_maac_params(trial: "optuna.Trial", n_actions: int, n_envs: int, addit
     :return: arguments of the constructor
     """
     sampled_params = sample_model_based_params(trial)
-    # 0 model steps in the actor is MBPO's SAC
-    sampled_params["horizon"] = trial.suggest_int("horizon", 0, 5)
-    sampled_params["steve"] = trial.suggest_categorical("steve", [True, False])
+    sampled_params["horizon"] = trial.suggest_int("horizon", 1, 6)
+    sampled_params["critic_targets"] = trial.suggest_categorical("critic_targets", ["on_policy", "steve", "one_step"])
     sampled_params["real_ratio"] = trial.suggest_float("real_ratio", 0.02, 1.0, log=True)
     sampled_params["rollout_length"] = trial.suggest_int("rollout_length", 1, 20, log=True)
-    return convert_model_based_params(sampled_params)
+    return convert_maac_params(sampled_params)
 
 
-ALGORITHM = ZooAlgorithm(MAAC, sample_maac_params, convert_model_based_params)
+def convert_maac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param sampled_params: parameters of a trial
+    :return: arguments of the constructor
+    """
+    hyperparams = convert_model_based_params(sampled_params)
+    critic_targets = hyperparams.pop("critic_targets")
+    # Both, because the YAML may have set either
+    hyperparams["on_policy_critic"] = critic_targets == "on_policy"
+    hyperparams["steve"] = critic_targets == "steve"
+    return hyperparams
+
+
+ALGORITHM = ZooAlgorithm(MAAC, sample_maac_params, convert_maac_params)
