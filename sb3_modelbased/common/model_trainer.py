@@ -17,6 +17,8 @@ from sb3_modelbased.common.world_model import WorldModel
 LOG_VAR_BOUNDS_WEIGHT = 0.01
 # A lower holdout error counts from this relative improvement on (MBPO's code)
 MIN_IMPROVEMENT = 0.01
+# Weights with a better classifier of terminations may be worse by this share of the mean squared error
+MSE_TOLERANCE = 0.05
 
 
 class ModelLoss(Protocol):
@@ -114,11 +116,6 @@ class HoldoutErrors(NamedTuple):
     nll: th.Tensor
     cross_entropy: th.Tensor
 
-    @property
-    def criterion(self) -> th.Tensor:
-        """What decides on the best weights and the elites: else no more could be learned of terminations, once the rest is."""
-        return self.mse + self.cross_entropy
-
 
 class ModelTrainer:
     """
@@ -186,8 +183,8 @@ class ModelTrainer:
 
         parameters = list(ensemble.parameters())
         best = [parameter.detach().clone() for parameter in parameters]
-        error = self.holdout_errors(holdout).criterion
-        best_error = error
+        errors = self.holdout_errors(holdout)
+        best_mse, best_cross_entropy = errors.mse, errors.cross_entropy
         epochs_without_improvement = epochs = gradient_steps = 0
         while epochs_without_improvement < self.patience and gradient_steps < self.max_gradient_steps:
             if epochs == 0:
@@ -201,29 +198,33 @@ class ModelTrainer:
                 if gradient_steps >= self.max_gradient_steps:
                     break
             epochs += 1
-            error = self.holdout_errors(holdout).criterion
-            improved = error < (1 - MIN_IMPROVEMENT) * best_error
-            best_error = th.where(improved, error, best_error)
+            errors = self.holdout_errors(holdout)
+            better = errors.mse < (1 - MIN_IMPROVEMENT) * best_mse
+            # The classifier goes on learning when the rest has learned all there is
+            sharper = errors.cross_entropy < (1 - MIN_IMPROVEMENT) * best_cross_entropy
+            improved = better | (sharper & (errors.mse < (1 + MSE_TOLERANCE) * best_mse))
+            best_mse = th.where(better, errors.mse, best_mse)
+            best_cross_entropy = th.where(improved, errors.cross_entropy, best_cross_entropy)
             for kept, parameter in zip(best, parameters, strict=True):
                 kept[improved] = parameter.detach()[improved]
             epochs_without_improvement = 0 if bool(improved.any()) else epochs_without_improvement + 1
 
-        if not bool(th.stack([tensor.isfinite().all() for tensor in (error, best_error, *parameters)]).all()):
+        if not bool(th.stack([tensor.isfinite().all() for tensor in (errors.mse, best_mse, *parameters)]).all()):
             model.load_state_dict(before)
             self.optimizer.state.clear()
             self._graphed_step = None  # it holds the optimiser's old tensors
             raise NonFiniteError(
                 f"The world model's weights and its holdout error must stay finite, but after {epochs} epochs of a fit to "
-                f"{len(data)} transitions its members' holdout errors are {error.tolist()}. The model is as it was before "
+                f"{len(data)} transitions its holdout errors are {errors.mse.tolist()}. The model is as it was before "
                 "and can be saved. Lower `model_learning_rate`, or scale the observations and rewards of the environment."
             )
         with th.no_grad():
             for kept, parameter in zip(best, parameters, strict=True):
                 parameter.copy_(kept)
-        model.elites.copy_(best_error.argsort()[: model.n_elites])
+        errors = self.holdout_errors(holdout)
+        model.elites.copy_(errors.mse.argsort()[: model.n_elites])
         model.fitted.fill_(True)
         model.refresh_elites()
-        errors = self.holdout_errors(holdout)
         return FitReport(
             holdout_mse=errors.mse[model.elites].mean().item(),
             holdout_nll=errors.nll[model.elites].mean().item(),
