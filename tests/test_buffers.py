@@ -7,8 +7,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 
-from sb3_modelbased.common.buffers import ImaginaryBuffer, ReplayMirror, TransitionRing
+from sb3_modelbased.common.buffers import ImaginaryBuffer, ReplayMirror, TransitionRing, _uniform_from_content
 from sb3_modelbased.common.type_aliases import Transitions
 
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (2, 3), np.float64)
@@ -264,6 +265,34 @@ def test_holdout_split():
     assert set(smaller.tolist()) < set(holdout.tolist())
     mirror.extend(numbered(*range(4000, 8000)))
     assert set(mirror.holdout_split(0.25, 5000)[1].tolist()) & set(range(4000)) == set(holdout.tolist())
+
+
+def test_a_loaded_buffer_is_split_as_before(tmp_path):
+    path = tmp_path / "buffer"
+    filler = Filler(100, 2)
+    filler.add(40)
+    save_to_pkl(path, filler.buffer)
+    splits = []
+    for buffer in (filler.buffer, load_from_pkl(path)):
+        mirror = make_mirror(100)
+        mirror.sync(buffer)
+        splits.append(mirror.holdout_split(0.3, 5000))
+    assert splits[0][0].equal(splits[1][0])
+    assert splits[0][1].equal(splits[1][1])
+
+
+def test_the_content_decides_like_a_coin():
+    """Uniform, and independent between rows that differ in one bit of one number."""
+    rows = th.zeros(50_000, 6)
+    rows[:, 2] = th.arange(50_000).float()
+    numbers = _uniform_from_content(rows).numpy()
+    counts, _ = np.histogram(numbers, bins=20, range=(0.0, 1.0))
+    np.testing.assert_allclose(counts, 2500, atol=5 * 2500**0.5)
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 5 / 50_000**0.5
+    bits = rows.numpy().view(np.int32).copy()
+    bits[:, 5] ^= 1
+    neighbours = _uniform_from_content(th.as_tensor(bits.view(np.float32))).numpy()
+    assert abs(np.corrcoef(numbers, neighbours)[0, 1]) < 5 / 50_000**0.5
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.2, 1.0])

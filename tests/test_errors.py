@@ -9,6 +9,7 @@ import torch as th
 from conftest import make_small
 from gymnasium import spaces
 from model_helpers import make_world_model, mirror_of, random_transitions
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from test_save_load import state_of, tensors_in
 from toy_envs import PointEnv
@@ -16,6 +17,7 @@ from toy_envs import PointEnv
 from sb3_modelbased import MAAC
 from sb3_modelbased.common.errors import NonFiniteError, check_at_least, check_count, check_share, constructor_arguments
 from sb3_modelbased.common.model_trainer import ModelTrainer
+from sb3_modelbased.common.policies import ModelBasedSACPolicy
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
@@ -80,6 +82,13 @@ def test_the_env_of_a_loaded_agent(make_agent, algorithm, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
+        ("gamma", 1.5, "within [0, 1]"),
+        ("tau", -0.1, "within [0, 1]"),
+        ("buffer_size", 0, ">= 1"),
+        ("learning_starts", -1, ">= 0"),
+        ("batch_size", 0, ">= 1"),
+        ("gradient_steps", -2, ">= -1"),
+        ("target_update_interval", 0, ">= 1"),
         ("ensemble_size", 0, ">= 1"),
         ("n_elites", 0, ">= "),
         ("model_train_freq", 0, ">= 1"),
@@ -121,6 +130,48 @@ def test_arguments_of_maac(name, value, expected):
     with pytest.raises(ValueError, match=f"`{name}` must be") as error:
         make_small(MAAC, **{name: value})
     check_message(error, expected, f"but it is {value!r}", "Pass")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "right"),
+    [
+        ("policy_kwargs", "critic_layernorm", "critic_layer_norm"),
+        ("model_kwargs", "holdout_ration", "holdout_ratio"),
+        ("model_kwargs", "learning_rate", None),  # there is an argument of the agent for it
+    ],
+)
+def test_unknown_keys_of_a_dictionary(make_agent, name, key, right):
+    with pytest.raises(ValueError, match=f"`{name}` must hold arguments of") as error:
+        make_agent(**{name: {key: 0.25}})
+    check_message(error, repr(key), "0.25", f"Did you mean `{right}`?" if right else "", "Remove it")
+
+
+def test_errors_from_elsewhere_are_left_alone(make_agent):
+    with pytest.raises(TypeError, match="momentum"):  # it is no key of policy_kwargs itself
+        make_agent(policy_kwargs={"optimizer_kwargs": {"momentum": 0.9}})
+
+
+def test_keys_of_a_policy_that_takes_any():
+    class Policy(ModelBasedSACPolicy):
+        def __init__(self, *args, **kw):
+            self.extra = kw.pop("extra", None)
+            super().__init__(*args, **kw)
+
+    agent = MAAC(Policy, PointEnv(), policy_kwargs={"extra": 3}, device="cpu")
+    assert agent.policy.extra == 3
+
+
+def test_a_buffer_of_several_steps(make_agent):
+    with pytest.raises(ValueError, match="`replay_buffer_class` must store single transitions") as error:
+        make_agent(replay_buffer_class=NStepReplayBuffer)
+    check_message(error, "NStepReplayBuffer", "Leave it out")
+
+
+def test_steve_needs_critics_that_disagree():
+    with pytest.raises(ValueError, match="`steve`") as error:
+        make_small(MAAC, policy_kwargs={"n_critics": 1})
+    check_message(error, "two critics", "n_critics=1", "Pass n_critics=2")
+    make_small(MAAC, policy_kwargs={"n_critics": 1}, steve=False)
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -306,14 +357,14 @@ def test_a_model_that_diverges_is_as_it_was():
     trainer = ModelTrainer(make_world_model(), batch_size=16, max_gradient_steps=20)
     trainer.fit(data)
     before = {name: tensor.clone() for name, tensor in trainer.world_model.state_dict().items()}
-    trainer.optimizer.param_groups[0]["lr"] = 1e30
+    trainer.learning_rate = 1e30
     with pytest.raises(NonFiniteError, match="world model") as error:
         trainer.fit(data)
     check_message(error, "must stay finite", "nan", "Lower `model_learning_rate`")
     for name, tensor in trainer.world_model.state_dict().items():
         assert tensor.equal(before[name]), name
     # And it can be fitted again
-    trainer.optimizer.param_groups[0]["lr"] = 1e-3
+    trainer.learning_rate = 1e-3
     assert np.isfinite(trainer.fit(data).holdout_mse)
 
 
@@ -329,7 +380,7 @@ def test_data_that_no_model_can_be_fitted_to():
 
 def test_a_model_that_diverges_in_training(make_agent, algorithm, tmp_path):
     agent = make_agent().learn(21)
-    agent.model_trainer.optimizer.param_groups[0]["lr"] = 1e30
+    agent.model_trainer.learning_rate = 1e30
     with pytest.raises(NonFiniteError, match="world model"):
         agent.learn(60, reset_num_timesteps=False)
     agent.save(tmp_path / "agent")

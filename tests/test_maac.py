@@ -236,10 +236,9 @@ def test_one_step_targets_are_sacs():
         assert targets[i].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_steve_without_anything_to_vary_is_finite():
-    agent = make_small(MAAC, n_elites=1, ensemble_size=1, policy_kwargs={"net_arch": [8], "n_critics": 1}).learn(30)
-    means = agent.metrics.means()
-    assert np.isfinite(means["critic_loss"])
+def test_steve_with_one_member_goes_by_the_critics():
+    agent = make_small(MAAC, n_elites=1, ensemble_size=1).learn(30)
+    assert np.isfinite(agent.metrics.means()["critic_loss"])
 
 
 def test_targets_of_a_trajectory_against_a_loop_over_samples():
@@ -262,6 +261,56 @@ def test_targets_of_a_trajectory_against_a_loop_over_samples():
         for t in reversed(range(horizon)):
             value = rewards[t] + GAMMA * (1 - ends[t]) * (value - ALPHA * log_probs[t + 1])
             assert targets[t, i].item() == pytest.approx(value, rel=1e-4, abs=1e-5)
+
+
+def test_the_critics_loss_on_a_trajectory_against_a_loop_over_samples():
+    """Half the squared error of every step, weighed by the chance that it is reached, summed over critics."""
+    horizon = 3
+    agent = agent_in_linear_world(horizon=horizon, on_policy_critic=True)
+    agent.critic_target.load_state_dict(agent.critic.state_dict())
+    deterministic = agent._policy_fn
+
+    def policy(observations, step=0):
+        actions, log_probs = deterministic(observations)
+        recorded.append(log_probs.detach().numpy().astype(float))
+        return actions, log_probs
+
+    recorded = []
+    agent._policy_fn = policy
+    batch = random_batch()
+    agent._sample_batch = lambda batch_size: batch
+    trajectories = []
+    original = agent._trajectory_targets
+
+    def targets_of(trajectory, *rest):
+        trajectories.append((trajectory, rest[0].detach().numpy().astype(float)))
+        return original(trajectory, *rest)
+
+    agent._trajectory_targets = targets_of
+    critics = [
+        [(layer.weight[j].detach().numpy().astype(float), layer.bias[j].detach().numpy().astype(float)[0]) for layer in layers]
+        for layers in [(agent.critic.q_networks[0], agent.critic.q_networks[2])]
+        for j in range(2)
+    ]
+    agent._update(5)
+
+    def q(critic, state, action):
+        (w1, b1), (w2, b2) = critic
+        return (np.tanh(np.concatenate([state, action]) @ w1 + b1) @ w2 + b2).item()
+
+    trajectory, last_actions = trajectories[0]
+    states, actions, _, rewards, ends = (field.detach().numpy().astype(float) for field in trajectory)
+    total = 0.0
+    for i in range(5):
+        value, targets = min(q(critic, states[-1, i], last_actions[i]) for critic in critics), []
+        for t in reversed(range(horizon)):
+            value = rewards[t, i] + GAMMA * (1 - ends[t, i]) * (value - ALPHA * recorded[t + 1][i])
+            targets.insert(0, value)
+        reached = 1.0
+        for t in range(horizon):
+            total += reached * sum((q(critic, states[t, i], actions[t, i]) - targets[t]) ** 2 for critic in critics)
+            reached *= 1 - ends[t, i]
+    assert agent.metrics.means()["critic_loss"] == pytest.approx(0.5 * total / (5 * horizon), rel=1e-4)
 
 
 # -- The actor --------------------------------------------------------------------------------------------------------

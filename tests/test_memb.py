@@ -436,6 +436,7 @@ def test_bad_arguments(kwargs, message):
 
 def test_svg_reconstructs_the_real_transition():
     agent = make_agent(SVG1)
+    agent.world_model.fit_normalizers(agent.real_data[:])  # transitions since the last fit may lie beyond its range
     batch = batch_of(agent)
     transitions = Transitions(*batch[:3], batch.rewards[:, 0], batch.dones[:, 0])
     actions = batch.actions.clone().requires_grad_()

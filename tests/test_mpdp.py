@@ -353,11 +353,11 @@ def test_sde_samples_noise_for_every_policy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"horizon": 0}, "`horizon` must be a number >= 1"),
+        ({"horizon": 0}, "`horizon` must be a whole number >= 1"),
         ({"uncertainty_threshold": float("nan")}, "`uncertainty_threshold` must be"),
         ({"uncertainty_coef": -0.1}, "`uncertainty_coef` must be a number >= 0"),
         ({"uncertainty_penalty": "quadratic"}, "`uncertainty_penalty` must be one of 'linear', 'log'"),
-        ({"n_elites": 1}, "`n_elites` must be a number >= 2"),
+        ({"n_elites": 1}, "`n_elites` must be a whole number >= 2"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

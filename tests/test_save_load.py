@@ -180,6 +180,19 @@ def test_known_functions_are_saved(make_agent, algorithm, tmp_path):
     loaded.learn(30)
 
 
+def test_arguments_given_when_loading(make_agent, algorithm, tmp_path):
+    agent = make_agent(termination_fn=lambda s, a, s2: s[..., 0] > 100, model_learning_rate=1e-3).learn(30)
+    agent.save(tmp_path / "agent")
+    loaded = algorithm.load(tmp_path / "agent", env=PointEnv(), model_learning_rate=0.0, model_kwargs={"weight_decay": 0.0})
+    before = [parameter.clone() for parameter in loaded.world_model.ensemble.parameters()]
+    loaded.learn(30)
+    assert loaded.model_updates > agent.model_updates
+    for old, new in zip(before, loaded.world_model.ensemble.parameters(), strict=True):
+        assert new.equal(old)
+    with pytest.raises((ValueError, RuntimeError), match="size mismatch"):  # it has no classifier of terminations
+        algorithm.load(tmp_path / "agent", env=PointEnv(), termination_fn=None)
+
+
 def test_arguments_are_saved(make_agent, algorithm, tmp_path):
     kwargs = {"gamma": 0.9, "ensemble_size": 4, "model_net_arch": [7], "ent_coef": 0.1, "model_kwargs": {"patience": 3}}
     agent = make_agent(policy_kwargs={"net_arch": [8], "critic_layer_norm": True}, **kwargs).learn(30)

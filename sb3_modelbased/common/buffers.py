@@ -126,8 +126,9 @@ class ReplayMirror(TransitionRing):
     Observations and rewards are the raw ones (``VecNormalize`` statistics move, the dynamics do not), and time limits
     do not count as terminations.
 
-    Each row also keeps a uniform number for life, which decides whether it is held out of training: see
-    :meth:`holdout_split`.
+    Each row has a number in [0, 1) that its content gives it, which decides whether it is held out of training: the same
+    transition is on the same side of every split, also after a replay buffer was saved and loaded.
+    See :meth:`holdout_split`.
     """
 
     def __init__(self, capacity: int, observation_dim: int, action_dim: int, device: th.device | str = "cpu") -> None:
@@ -173,12 +174,9 @@ class ReplayMirror(TransitionRing):
         start, count = self._next, min(len(transitions.rewards), self.capacity)
         super().extend(transitions)
         if len(self._holdout_keys) < len(self._data):
-            fresh = th.rand(len(self._data), device=self.device)
-            fresh[: len(self._holdout_keys)] = self._holdout_keys
-            self._holdout_keys = fresh
-        else:
-            rows = (start + th.arange(count, device=self.device)) % self.capacity
-            self._holdout_keys[rows] = th.rand(count, device=self.device)
+            self._holdout_keys = th.cat([self._holdout_keys, self._data.new_empty(len(self._data) - len(self._holdout_keys))])
+        rows = (start + th.arange(count, device=self.device)) % self.capacity
+        self._holdout_keys[rows] = _uniform_from_content(self._data[rows])
 
     def holdout_split(self, ratio: float, max_rows: int) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -194,6 +192,22 @@ class ReplayMirror(TransitionRing):
         if self._size > 1 and (held_out.all() or not held_out.any()):
             held_out[-1] = not bool(held_out[-1])
         return (~held_out).nonzero().squeeze(-1), held_out.nonzero().squeeze(-1)
+
+
+def _uniform_from_content(rows: th.Tensor) -> th.Tensor:
+    """
+    A hash of each row: a multiply-add over the bits of its numbers, then a finaliser in which every bit of the sum
+    changes half of the result's (that of MurmurHash3).
+
+    :param rows: float32, [N, D]
+    :return: float32 in [0, 1), [N]
+    """
+    bits = rows.contiguous().view(th.int32).to(th.int64)
+    factors = th.full((rows.shape[1],), -7046029254386353131, device=rows.device).cumprod(dim=0)  # odd, modulo 2^64
+    mixed = (bits * factors).sum(dim=1)
+    for factor in (-49064778989728563, -4265267296055464877):
+        mixed = (mixed ^ (mixed >> 33 & 0x7FFFFFFF)) * factor
+    return (mixed >> 40 & 0xFFFFFF).to(th.float32) / 2**24
 
 
 def _fingerprint(replay_buffer: ReplayBuffer, end: int) -> bytes:

@@ -2,7 +2,9 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -55,6 +57,31 @@ def check_known_arguments(cls: type, given: dict[str, Any]) -> None:
                 f"{cls.__name__} has no argument `{name}` (got {name}={given[name]!r}).{nearest_name(name, known)} "
                 f"Remove it, or use one of: {', '.join(known)}."
             )
+
+
+@contextmanager
+def keys_of(name: str, given: dict[str, Any], cls: type, reserved: Iterable[str] = ()) -> Iterator[None]:
+    """
+    For the construction of something from a dictionary of the user's: Python's error for a keyword that does not exist
+    becomes one that names the dictionary.
+
+    :param name: argument that holds keyword arguments for another constructor
+    :param given: these
+    :param cls: what they construct
+    :param reserved: its arguments that are given otherwise
+    :raises ValueError: if one does not exist, with the nearest that does
+    """
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(r"(?:unexpected keyword argument|multiple values for(?: keyword)? argument) '(\w+)'", str(error))
+        if found is None or (key := found.group(1)) not in given:
+            raise
+        known = [known for known in constructor_arguments(cls) if known not in reserved]
+        raise ValueError(
+            f"`{name}` must hold arguments of {cls.__name__}, but it has {key!r} (with the value {given[key]!r})."
+            f"{nearest_name(key, known)} Remove it, or use one of: {', '.join(known)}."
+        ) from error
 
 
 def check_at_least(name: str, value: float, minimum: float) -> None:

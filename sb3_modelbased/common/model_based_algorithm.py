@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -21,7 +21,14 @@ from sb3_modelbased.common.agent_view import AgentView, make_view
 from sb3_modelbased.common.buffers import ReplayMirror
 from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
 from sb3_modelbased.common.entropy import FixedEntropyCoef, LearnedEntropyCoef, make_entropy_coef
-from sb3_modelbased.common.errors import NonFiniteError, check_count, check_known_arguments
+from sb3_modelbased.common.errors import (
+    NonFiniteError,
+    check_at_least,
+    check_count,
+    check_known_arguments,
+    check_share,
+    keys_of,
+)
 from sb3_modelbased.common.metrics import RunningMeans, Stopwatch
 from sb3_modelbased.common.model_trainer import FitReport, ModelTrainer
 from sb3_modelbased.common.policies import EnsembleCritic, FastActor, ModelBasedSACPolicy
@@ -194,7 +201,9 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        super()._setup_model()
+        given_by_sb3 = ("observation_space", "action_space", "lr_schedule", "use_sde")
+        with keys_of("policy_kwargs", self.policy_kwargs, self.policy_class, given_by_sb3):
+            super()._setup_model()
         self.policy: ModelBasedSACPolicy
         self._create_aliases()
         self._resolve_termination_fn()
@@ -207,13 +216,15 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         # The model draws its weights aside: the policy's random numbers stay those of an agent without a model
         with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self.world_model = self._make_world_model(observation_dim)
-        self.model_trainer = ModelTrainer(
-            self.world_model,
-            learning_rate=self.model_learning_rate,
-            batch_size=self.model_batch_size,
-            max_gradient_steps=self.model_gradient_steps,
-            **(self.model_kwargs or {}),
-        )
+        given_by_us: dict[str, Any] = {
+            "world_model": self.world_model,
+            "learning_rate": self.model_learning_rate,
+            "batch_size": self.model_batch_size,
+            "max_gradient_steps": self.model_gradient_steps,
+        }
+        model_kwargs = self.model_kwargs or {}
+        with keys_of("model_kwargs", model_kwargs, ModelTrainer, given_by_us):
+            self.model_trainer = ModelTrainer(**given_by_us, **model_kwargs)
         self.model_trainer.cuda_graphs = self.cuda_graphs and self.device.type == "cuda"
         self.real_data = ReplayMirror(self.buffer_size, observation_dim, action_dim, self.device)
         self.metrics = RunningMeans()
@@ -248,12 +259,12 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         self.critic_target = self.policy.critic_target
 
     def _resolve_termination_fn(self) -> None:
-        if callable(self.termination_fn):
+        if self.termination_fn is None or callable(self.termination_fn):
             self._known_termination_fn = self.termination_fn
         elif self.termination_fn == "gymnasium":
             if self.env is not None:  # without one, a loaded agent keeps the function it was saved with
                 self._known_termination_fn = termination_fn_from_env(self.env)
-        elif self.termination_fn is not None:
+        else:
             raise ValueError(
                 "`termination_fn` must be a function (observations, actions, next_observations) -> bool, 'gymnasium' or "
                 f"None, but it is {self.termination_fn!r}. Leave it out to learn termination from data."
@@ -306,6 +317,18 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             )
 
     def _check_arguments(self) -> None:
+        check_share("gamma", self.gamma)
+        check_share("tau", self.tau)
+        check_count("buffer_size", self.buffer_size, 1)
+        check_at_least("learning_starts", self.learning_starts, 0)
+        check_count("batch_size", self.batch_size, 1)
+        check_count("gradient_steps", self.gradient_steps, -1)
+        check_count("target_update_interval", self.target_update_interval, 1)
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
+            raise ValueError(
+                "`replay_buffer_class` must store single transitions, because the model learns from them, but it is "
+                f"{self.replay_buffer_class.__name__}. Leave it out; for targets of several steps use the model's."
+            )
         check_count("ensemble_size", self.ensemble_size, 1)
         check_count("n_elites", self.n_elites, 1)
         check_count("model_train_freq", self.model_train_freq, 1)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch as th
 
 from sb3_modelbased.common.buffers import ReplayMirror
-from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers
+from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
 from sb3_modelbased.common.ensemble import AnyEnsemble, gaussian_nll, sampled_squared_error
 from sb3_modelbased.common.errors import NonFiniteError
 from sb3_modelbased.common.type_aliases import Transitions
@@ -149,6 +149,7 @@ class ModelTrainer:
         loss_fn: ModelLoss = nll_loss,
     ) -> None:
         self.world_model = world_model
+        self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_gradient_steps = max_gradient_steps
         self.patience = patience
@@ -175,6 +176,7 @@ class ModelTrainer:
         holdout = data[holdout_rows]
 
         prepare_optimizers([self.optimizer], capturable=self.cuda_graphs)
+        set_learning_rate(self.optimizer, self.learning_rate)  # a loaded optimiser has the one it was saved with
         gradient_step: Callable[[ReplayMirror, th.Tensor], None] = self._gradient_step
         if self.cuda_graphs:
             if self._graphed_step is None:

@@ -92,6 +92,13 @@ class MAAC(ModelBasedAlgorithm):
                 "`on_policy_critic` learns from the actor's imagined trajectory and needs horizon >= 1, but horizon="
                 f"{self.horizon}. Pass a longer horizon, or on_policy_critic=False."
             )
+        n_critics = self.policy_kwargs.get("n_critics", 2)
+        if self._target_horizon and n_critics == 1:
+            raise ValueError(
+                "`steve` weighs horizons by how far the critics and the model's members disagree and needs two critics, but "
+                "policy_kwargs has n_critics=1: nothing would disagree at the horizon 0. Pass n_critics=2 or more, or "
+                "steve=False."
+            )
         check_share("real_ratio", self.real_ratio)
         check_count("rollout_freq", self.rollout_freq, 1)
         check_count("rollout_batch_size", self.rollout_batch_size, 1)

@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayB
 from stable_baselines3.common.utils import FloatSchedule, polyak_update
 
 from sb3_modelbased.common.cuda_graph import set_learning_rate
-from sb3_modelbased.common.errors import check_at_least
+from sb3_modelbased.common.errors import check_count
 from sb3_modelbased.common.imagination import imagine
 from sb3_modelbased.common.known_dynamics import KnownDynamics, TrueModel, resolve_true_model
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
@@ -106,8 +106,8 @@ class MEMB(ModelBasedAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        check_at_least("imagination_horizon", self.imagination_horizon, 1)
-        check_at_least("value_expansion_horizon", self.value_expansion_horizon, 1)
+        check_count("imagination_horizon", self.imagination_horizon, 1)
+        check_count("value_expansion_horizon", self.value_expansion_horizon, 1)
         if not callable(self.model_loss) and self.model_loss not in MODEL_LOSSES:
             raise ValueError(
                 f"`model_loss` must be one of {', '.join(map(repr, MODEL_LOSSES))}, or a function (ensemble, mean, log_var, "

@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
 from torch import nn
 
-from sb3_modelbased.common.errors import check_at_least
+from sb3_modelbased.common.errors import check_at_least, check_count
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
 from sb3_modelbased.common.uncertainty import PENALTIES, one_vs_rest_kl
 from sb3_modelbased.mpdp.policies import MPDPPolicy
@@ -106,11 +106,11 @@ class MPDP(ModelBasedAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        check_at_least("horizon", self.horizon, 1)
+        check_count("horizon", self.horizon, 1)
         check_at_least("uncertainty_threshold", self.uncertainty_threshold, float("-inf"))
         check_at_least("uncertainty_coef", self.uncertainty_coef, 0)
         # One member has no rest to disagree with
-        check_at_least("n_elites", self.n_elites, 2)
+        check_count("n_elites", self.n_elites, 2)
         if self.uncertainty_penalty not in PENALTIES:
             raise ValueError(
                 f"`uncertainty_penalty` must be one of {', '.join(map(repr, PENALTIES))}, but it is "
