@@ -14,7 +14,7 @@ import pytest
 from stable_baselines3.common.save_util import load_from_pkl
 from subprocesses import require_start_up_file, run_python
 
-from sb3_modelbased import MAAC
+from sb3_modelbased import MAAC, MEMB, MPDP
 
 ENV = "Pendulum-v1"
 SMALL = (
@@ -131,6 +131,38 @@ def test_two_processes_share_a_journal(tmp_path):
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log"))
     study = optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name="maac")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.expensive
+@pytest.mark.parametrize("algorithm", [MEMB, MPDP], ids=lambda algorithm: algorithm.__name__)
+def test_the_other_algorithms(algorithm, tmp_path):
+    """Train with most of train's options, enjoy, continue, search, and train a trial of the search."""
+    name = algorithm.__name__.lower()
+    small = [pair for pair in SMALL if not pair.startswith(("rollout", "imaginary"))]
+    options = ("--algo", name, "--env", ENV, "--seed", 0, "--device", "cpu")
+
+    def run(*arguments: object, hyperparams: tuple[str, ...] = ()) -> str:
+        return run_python("-m", "rl_zoo3.train", *options, *arguments, "-params", *small, *hyperparams, cwd=tmp_path)
+
+    saving = ("--save-replay-buffer", "--save-freq", 100, "--eval-freq", 100, "--eval-episodes", 1)
+    run("-n", 240, "-P", "-tb", "tb", "--vec-env", "subproc", *saving, hyperparams=("n_envs:2",))
+    agent = tmp_path / "logs" / name / f"{ENV}_1" / f"{ENV}.zip"
+    assert algorithm.load(agent, device="cpu").num_timesteps == 240
+    enjoy = ("--algo", name, "--env", ENV, "-f", "logs", "--exp-id", 1, "--no-render", "-n", 200)
+    assert "1 Episodes\nMean reward: -" in run_python("-m", "rl_zoo3.enjoy", *enjoy, cwd=tmp_path)
+
+    run("-i", agent, "-n", 20, "--eval-freq", -1, "-f", "continued", hyperparams=("n_envs:2", "learning_starts:0"))
+    continued = algorithm.load(tmp_path / "continued" / name / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
+    assert continued._n_updates > algorithm.load(agent, device="cpu")._n_updates
+
+    storage = ("--storage", "sqlite:///search.db", "--study-name", name)
+    run(*SEARCH, "--n-trials", 2, "--n-jobs", 2, "--no-optim-plots", *storage)
+    study = optuna.load_study(storage=f"sqlite:///{tmp_path / 'search.db'}", study_name=name)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    retrain = ("-n", 42, "--eval-freq", -1, "-f", "retrained", *storage, "--trial-id", 1, "-params", "learning_starts:41")
+    run_python("-m", "rl_zoo3.train", *options, *retrain, cwd=tmp_path)
+    retrained = algorithm.load(tmp_path / "retrained" / name / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
+    assert retrained.gamma == 1 - study.trials[1].params["one_minus_gamma"]
 
 
 def test_plot_scripts(trained):
