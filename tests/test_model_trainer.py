@@ -109,7 +109,9 @@ def test_every_member_returns_to_its_best_weights():
     # Few rows, noise and a high learning rate: the members overfit, each at its own time
     data = random_transitions(60)
     data = data._replace(rewards=data.rewards + 2 * th.randn(60))
-    trainer = RecordingTrainer(make_world_model(), learning_rate=2e-2, batch_size=16, max_gradient_steps=10_000, patience=8)
+    trainer = RecordingTrainer(
+        make_world_model(), learning_rate=2e-2, batch_size=16, max_gradient_steps=10_000, patience=8, patience_steps=0
+    )
     report = trainer.fit(mirror_of(data))
     looks = trainer.looks[:-1]  # the last one is at the weights that were restored
     assert len(looks) == report.epochs + 1
@@ -163,7 +165,9 @@ def test_no_row_is_held_out_after_it_was_trained_on():
 def test_bootstrap_and_epochs():
     n = 200
     data = mirror_of(random_transitions(n))
-    trainer = RecordingTrainer(make_world_model(), learning_rate=0.0, batch_size=16, patience=3, max_gradient_steps=10_000)
+    trainer = RecordingTrainer(
+        make_world_model(), learning_rate=0.0, batch_size=16, patience=3, patience_steps=0, max_gradient_steps=10_000
+    )
     report = trainer.fit(data)
     training_rows = n - len(trainer.looks[0][0].rewards)
     steps_per_epoch = math.ceil(training_rows / 16)
@@ -181,6 +185,17 @@ def test_bootstrap_and_epochs():
         assert len(set(names[0].tolist())) / training_rows == pytest.approx(1 - 1 / math.e, abs=0.12)
         resamples.append(names[0].sort().values)
     assert not any(resamples[0].equal(other) for other in resamples[1:])
+
+
+@pytest.mark.parametrize(("patience", "patience_steps", "epochs"), [(3, 0, 3), (3, 35, 4), (3, 30, 3), (1, 30, 3)])
+def test_patience_in_epochs_and_in_updates(patience, patience_steps, epochs):
+    data = mirror_of(random_transitions(200))
+    rows, _ = data.holdout_split(0.2, 5000)
+    batch_size = math.ceil(len(rows) / 10)  # ten updates per epoch
+    trainer = ModelTrainer(
+        make_world_model(), learning_rate=0.0, batch_size=batch_size, patience=patience, patience_steps=patience_steps
+    )
+    assert trainer.fit(data).epochs == epochs
 
 
 @pytest.mark.parametrize("cap", [1, 7, 25])

@@ -76,7 +76,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     :param model_train_freq: env steps between two model fits
     :param model_gradient_steps: most model updates per fit: a fit's cost does not grow with the data
     :param model_kwargs: further arguments of :class:`~sb3_modelbased.common.model_trainer.ModelTrainer` (``weight_decay``,
-        ``patience``, ``holdout_ratio``, ``max_holdout_rows``)
+        ``patience``, ``patience_steps``, ``holdout_ratio``, ``max_holdout_rows``)
     :param reward_fn: known reward function (raw observations, actions in env units, raw next observations) -> rewards;
         None to learn the reward
     :param termination_fn: known termination function with the same arguments; "gymnasium" for the one of a Gymnasium

@@ -121,16 +121,20 @@ class ModelTrainer:
     """
     Fits a :class:`WorldModel`, each member on its own bootstrap of the data.
 
-    Fits are warm-started. A fit stops when no member's holdout error improved for ``patience`` epochs, or after
-    ``max_gradient_steps`` updates, so that its cost does not grow with the data; each member then returns to its best
-    weights, and the best members become the elites.
+    Fits are warm-started. A fit stops when no member's holdout error improved for ``patience`` epochs and
+    ``patience_steps`` updates, or after ``max_gradient_steps`` updates, so that its cost does not grow with the data; each
+    member then returns to its best weights, and the best members become the elites.
+
+    Both count: epochs over little data are only a few updates, in which a member that was fitted to less of it has no
+    time to get better than it was, and after fit upon fit it would still be the first one.
 
     :param world_model: the model to fit
     :param learning_rate: of AdamW
     :param weight_decay: of AdamW
     :param batch_size: rows per member and update
     :param max_gradient_steps: most updates per fit
-    :param patience: epochs without improvement after which a fit ends
+    :param patience: epochs without improvement after which a fit ends,
+    :param patience_steps: and updates without improvement
     :param holdout_ratio: share of the data that judges
     :param max_holdout_rows: most rows that judge
     :param loss_fn: what is minimised: :func:`nll_loss`, :func:`sampled_mse_loss` or one like them
@@ -144,6 +148,7 @@ class ModelTrainer:
         batch_size: int = 256,
         max_gradient_steps: int = 1000,
         patience: int = 5,
+        patience_steps: int = 100,
         holdout_ratio: float = 0.2,
         max_holdout_rows: int = 5000,
         loss_fn: ModelLoss = nll_loss,
@@ -153,6 +158,7 @@ class ModelTrainer:
         self.batch_size = batch_size
         self.max_gradient_steps = max_gradient_steps
         self.patience = patience
+        self.patience_steps = patience_steps
         self.holdout_ratio = holdout_ratio
         self.max_holdout_rows = max_holdout_rows
         self.loss_fn = loss_fn
@@ -187,8 +193,11 @@ class ModelTrainer:
         best = [parameter.detach().clone() for parameter in parameters]
         errors = self.holdout_errors(holdout)
         best_mse, best_cross_entropy = errors.mse, errors.cross_entropy
-        epochs_without_improvement = epochs = gradient_steps = 0
-        while epochs_without_improvement < self.patience and gradient_steps < self.max_gradient_steps:
+        epochs = gradient_steps = 0
+        improved_at = (0, 0)  # epochs, gradient steps
+        while gradient_steps < self.max_gradient_steps and (
+            epochs - improved_at[0] < self.patience or gradient_steps - improved_at[1] < self.patience_steps
+        ):
             if epochs == 0:
                 # Bootstrap: each member keeps its own resample of the data during this fit
                 n = len(training_rows)
@@ -209,7 +218,8 @@ class ModelTrainer:
             best_cross_entropy = th.where(improved, errors.cross_entropy, best_cross_entropy)
             for kept, parameter in zip(best, parameters, strict=True):
                 kept[improved] = parameter.detach()[improved]
-            epochs_without_improvement = 0 if bool(improved.any()) else epochs_without_improvement + 1
+            if bool(improved.any()):
+                improved_at = (epochs, gradient_steps)
 
         if not bool(th.stack([tensor.isfinite().all() for tensor in (errors.mse, best_mse, *parameters)]).all()):
             model.load_state_dict(before)
