@@ -126,7 +126,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         model_learning_rate: float = 1e-3,
         model_batch_size: int = 256,
         model_train_freq: int = 250,
-        model_gradient_steps: int = 500,
+        model_gradient_steps: int = 250,
         model_kwargs: dict[str, Any] | None = None,
         reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | str | None = None,
