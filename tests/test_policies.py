@@ -10,6 +10,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_modelbased.common.policies import ModelBasedSACPolicy
+from sb3_modelbased.memb.policies import MEMBPolicy
 
 OBSERVATION_SPACE = spaces.Box(-1.0, 1.0, (3,), np.float32)
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -67,6 +68,21 @@ def test_layer_norm_and_dropout_are_in_the_critics_only():
     assert not policy.critic(observations, actions).equal(policy.critic(observations, actions))
     policy.set_training_mode(False)
     assert policy.critic(observations, actions).equal(policy.critic(observations, actions))
+
+
+def test_membs_value_is_made_of_the_critics_layers():
+    policy = make(MEMBPolicy, net_arch=[64], activation_fn=nn.SiLU, critic_layer_norm=True)
+    observations = th.randn(6, 3)
+    first, _, _, last = policy.value.v_network
+    hidden = observations @ first.weight[0] + first.bias[0]
+    normalized = (hidden - hidden.mean(dim=1, keepdim=True)) / (hidden.var(dim=1, keepdim=True, correction=0) + 1e-5).sqrt()
+    expected = (nn.functional.silu(normalized) @ last.weight[0] + last.bias[0])[:, 0]
+    assert th.allclose(policy.value(observations), expected, atol=1e-6)
+
+    policy = make(MEMBPolicy, net_arch=[64], critic_dropout=0.2)
+    policy.set_training_mode(True)
+    assert not policy.value(observations).equal(policy.value(observations))
+    assert policy.value_target(observations).equal(policy.value_target(observations))
 
 
 @pytest.mark.parametrize("share", [False, True])

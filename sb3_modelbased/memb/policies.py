@@ -3,10 +3,11 @@
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from sb3_modelbased.common.ensemble import EnsembleMLP
 from sb3_modelbased.common.policies import EnsembleCritic, ModelBasedSACPolicy
 
 
@@ -21,6 +22,8 @@ class ValueFunction(BaseModel):
     :param features_dim: Number of features
     :param activation_fn: Activation function
     :param normalize_images: Whether to normalize images or not
+    :param layer_norm: Normalise each hidden layer before its activation
+    :param dropout: Probability of dropping a hidden unit in training
     """
 
     def __init__(
@@ -32,11 +35,14 @@ class ValueFunction(BaseModel):
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
-        self.v_network = nn.Sequential(*create_mlp(features_dim, 1, net_arch, activation_fn))
+        # An ensemble of one: the network that the critics are made of
+        self.v_network = EnsembleMLP(1, features_dim, 1, net_arch, activation_fn, layer_norm, dropout)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
@@ -44,7 +50,7 @@ class ValueFunction(BaseModel):
         :return: [B]
         """
         assert self.features_extractor is not None
-        return self.v_network(self.extract_features(observations, self.features_extractor)).squeeze(-1)
+        return self.v_network(self.extract_features(observations, self.features_extractor))[0].squeeze(-1)
 
 
 class MEMBPolicy(ModelBasedSACPolicy):
@@ -53,7 +59,7 @@ class MEMBPolicy(ModelBasedSACPolicy):
     the value share one optimiser, ``critic.optimizer``; there is no target for the Q-functions.
 
     The parameters are those of :class:`~sb3_modelbased.common.policies.ModelBasedSACPolicy`; the value has the critics'
-    ``net_arch`` (``qf``).
+    ``net_arch`` (``qf``), layer normalisation and dropout.
     """
 
     critic_target: None  # type: ignore[assignment]
@@ -91,7 +97,7 @@ class MEMBPolicy(ModelBasedSACPolicy):
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
         for critics_only in ("n_critics", "share_features_extractor"):
             kwargs.pop(critics_only)
-        return ValueFunction(**kwargs).to(self.device)
+        return ValueFunction(**kwargs, **self.critic_extras).to(self.device)
 
     def set_training_mode(self, mode: bool) -> None:
         """
