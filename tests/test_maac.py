@@ -263,6 +263,30 @@ def test_targets_of_a_trajectory_against_a_loop_over_samples():
             assert targets[t, i].item() == pytest.approx(value, rel=1e-4, abs=1e-5)
 
 
+def test_the_critics_learn_from_some_pairs_of_the_trajectories(monkeypatch):
+    agent = agent_in_linear_world(horizon=3, on_policy_critic=True, critic_batch_size=2)
+    agent._sample_batch = lambda batch_size: random_batch()
+    targets_of, forward, seen = agent._trajectory_targets, agent.critic.forward, []
+    monkeypatch.setattr(agent, "_trajectory_targets", lambda *args: seen.append((args[0], targets_of(*args))) or seen[-1][1])
+    monkeypatch.setattr(agent.critic, "forward", lambda *args: seen.append(args) or forward(*args))
+    found = []
+    for _ in range(8):
+        seen.clear()
+        agent.metrics.clear()
+        agent._update(5)
+        (trajectory, targets), learned_from = seen[:2]
+        pairs = th.cat([trajectory.observations[:-1], trajectory.actions], dim=-1).flatten(0, 1)
+        rows = [(pairs - pair).abs().sum(dim=1).argmin().item() for pair in th.cat(learned_from, dim=1)]
+        assert th.cat(learned_from, dim=1).equal(pairs[rows])
+        ends = trajectory.terminated
+        reached = th.stack([th.ones(5), 1 - ends[0], (1 - ends[0]) * (1 - ends[1])]).flatten()
+        with th.no_grad():
+            errors = (forward(*learned_from) - targets[rows]).square() * reached[rows]
+        assert agent.metrics.means()["critic_loss"] == pytest.approx(0.5 * errors.mean(dim=1).sum().item(), rel=1e-5)
+        found += rows
+    assert len(set(found)) > 5
+
+
 def test_the_critics_loss_on_a_trajectory_against_a_loop_over_samples():
     """Half the squared error of every step, weighed by the chance that it is reached, summed over critics."""
     horizon = 3

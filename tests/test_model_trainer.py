@@ -46,6 +46,30 @@ def test_it_learns_a_linear_system():
     assert bool(model.fitted)
 
 
+def test_dropout_is_for_the_gradient_steps_only(monkeypatch):
+    model = make_world_model(net_arch=[64], dropout=0.5)
+    trainer, inputs, outputs = make_trainer(model), th.randn(7, OBSERVATIONS + ACTIONS), []
+    original = trainer._gradient_step
+
+    def gradient_step(data, rows):
+        with th.no_grad():
+            outputs.append([model.ensemble(inputs)[0] for _ in range(2)])
+        original(data, rows)
+
+    monkeypatch.setattr(trainer, "_gradient_step", gradient_step)
+    report = trainer.fit(mirror_of(random_transitions(200)))
+    assert not any(first.equal(second) for first, second in outputs)
+    with th.no_grad():
+        means = [model.ensemble(inputs)[0][model.elites] for _ in range(2)]
+        imagined = model.elite_ensemble(inputs)[0]
+    assert means[0].equal(means[1])
+    assert th.allclose(imagined, means[0], atol=1e-6)
+    # And what the report says is without it
+    _, holdout_rows = mirror_of(random_transitions(200)).holdout_split(trainer.holdout_ratio, trainer.max_holdout_rows)
+    errors = trainer.holdout_errors(mirror_of(random_transitions(200))[holdout_rows])
+    assert report.holdout_mse == pytest.approx(errors.mse[model.elites].mean().item(), rel=1e-5)
+
+
 def test_it_learns_the_noise():
     generator = th.Generator().manual_seed(2)
     observations, actions = th.randn(3000, OBSERVATIONS, generator=generator), th.rand(3000, ACTIONS, generator=generator)

@@ -111,6 +111,7 @@ class GaussianEnsemble(nn.Module):
     :param n_logits: number of extra outputs without a distribution (1 for a termination classifier)
     :param net_arch: sizes of the hidden layers
     :param activation_fn: activation between the layers; a smooth one, for the gradient runs through it
+    :param dropout: probability of dropping a hidden unit in training mode
     """
 
     def __init__(
@@ -121,12 +122,14 @@ class GaussianEnsemble(nn.Module):
         n_logits: int = 0,
         net_arch: Sequence[int] = (200, 200, 200, 200),
         activation_fn: type[nn.Module] = nn.SiLU,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.ensemble_size = ensemble_size
         self.target_dim = target_dim
         self.n_logits = n_logits
-        self.mlp = EnsembleMLP(ensemble_size, input_dim, 2 * target_dim + n_logits, net_arch, activation_fn)
+        outputs = 2 * target_dim + n_logits
+        self.mlp = EnsembleMLP(ensemble_size, input_dim, outputs, net_arch, activation_fn, dropout=dropout)
         self.max_log_var = nn.Parameter(th.full((ensemble_size, 1, target_dim), MAX_LOG_VAR))
         self.min_log_var = nn.Parameter(th.full((ensemble_size, 1, target_dim), MIN_LOG_VAR))
 
@@ -150,7 +153,7 @@ class GaussianEnsemble(nn.Module):
     @th.no_grad()
     def subset(self, members: Sequence[int]) -> "GaussianEnsemble":
         """
-        A frozen copy of some members: what imagination evaluates, without a gradient for its weights.
+        A frozen copy of some members: what imagination evaluates, without a gradient for its weights and without dropout.
 
         :param members: indices of the members to keep
         :return: an ensemble of ``len(members)`` members whose parameters do not require a gradient
@@ -159,7 +162,8 @@ class GaussianEnsemble(nn.Module):
         nn.Module.__init__(frozen)
         frozen.ensemble_size, frozen.target_dim, frozen.n_logits = len(members), self.target_dim, self.n_logits
         index = th.as_tensor(members, device=self.max_log_var.device)
-        frozen.mlp = nn.Sequential(*(_select_members(module, index) for module in self.mlp))  # type: ignore[assignment]
+        kept = [module for module in self.mlp if not isinstance(module, nn.Dropout)]
+        frozen.mlp = nn.Sequential(*(_select_members(module, index) for module in kept))  # type: ignore[assignment]
         frozen.max_log_var = nn.Parameter(self.max_log_var[index], requires_grad=False)
         frozen.min_log_var = nn.Parameter(self.min_log_var[index], requires_grad=False)
         return frozen

@@ -71,6 +71,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     :param n_elites: members, the best on the holdout, that imagine
     :param model_net_arch: hidden layers of each member
     :param model_activation_fn: activation of each member; smooth, because the policy's gradient runs through it
+    :param model_dropout: probability of dropping a hidden unit of the model while it is fitted
     :param model_learning_rate: learning rate of the model
     :param model_batch_size: rows per member and model update
     :param model_train_freq: env steps between two model fits
@@ -123,6 +124,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         n_elites: int = 5,
         model_net_arch: Sequence[int] = (200, 200, 200, 200),
         model_activation_fn: type[nn.Module] = nn.SiLU,
+        model_dropout: float = 0.0,
         model_learning_rate: float = 1e-3,
         model_batch_size: int = 256,
         model_train_freq: int = 250,
@@ -177,6 +179,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         self.n_elites = n_elites
         self.model_net_arch = model_net_arch
         self.model_activation_fn = model_activation_fn
+        self.model_dropout = model_dropout
         self.model_learning_rate = model_learning_rate
         self.model_batch_size = model_batch_size
         self.model_train_freq = model_train_freq
@@ -247,6 +250,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             n_elites=self.n_elites,
             net_arch=self.model_net_arch,
             activation_fn=self.model_activation_fn,
+            dropout=self.model_dropout,
             reward_fn=self.reward_fn,
             termination_fn=self._known_termination_fn,
             **kwargs,
@@ -336,6 +340,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             )
         check_count("ensemble_size", self.ensemble_size, 1)
         check_count("n_elites", self.n_elites, 1)
+        check_share("model_dropout", self.model_dropout)
         check_count("model_train_freq", self.model_train_freq, 1)
         check_count("model_gradient_steps", self.model_gradient_steps, 1)
         check_count("model_batch_size", self.model_batch_size, 1)

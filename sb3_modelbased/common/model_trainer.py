@@ -202,6 +202,7 @@ class ModelTrainer:
                 # Bootstrap: each member keeps its own resample of the data during this fit
                 n = len(training_rows)
                 bootstrap = training_rows[th.randint(n, (ensemble.ensemble_size, n), device=data.device)]
+            ensemble.train()
             order = self._shuffle(bootstrap)
             for rows in bootstrap.gather(1, order).split(self.batch_size, dim=1):
                 gradient_step(data, rows)
@@ -280,9 +281,10 @@ class ModelTrainer:
     def holdout_errors(self, holdout: Transitions) -> HoldoutErrors:
         """
         :param holdout: [N, ...]
-        :return: of every member
+        :return: of every member, without dropout
         """
         model = self.world_model
+        model.ensemble.eval()
         mean, log_var, logits = model.ensemble(model.inputs(holdout.observations, holdout.actions))
         targets = model.target_normalizer.normalize(model.targets(holdout))
         mse = (mean - targets).square().mean(dim=(1, 2))

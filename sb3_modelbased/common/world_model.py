@@ -75,6 +75,7 @@ class WorldModel(nn.Module):
     :param termination_fn: known termination function; None to learn a classifier
     :param reward_net_arch: hidden layers of a reward network of its own in each member; None to predict the reward with
         the change of the observation
+    :param dropout: probability of dropping a hidden unit while the model is fitted
     """
 
     elites: th.Tensor
@@ -97,6 +98,7 @@ class WorldModel(nn.Module):
         reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | None = None,
         reward_net_arch: Sequence[int] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.observation_dim = observation_dim
@@ -108,11 +110,13 @@ class WorldModel(nn.Module):
         input_dim, n_logits = observation_dim + self.action_dim, int(termination_fn is None)
         self.ensemble: AnyEnsemble
         if reward_fn is None and reward_net_arch is not None:
-            change = GaussianEnsemble(ensemble_size, input_dim, observation_dim, n_logits, net_arch, activation_fn)
-            reward = GaussianEnsemble(ensemble_size, input_dim, 1, 0, reward_net_arch, activation_fn)
+            change = GaussianEnsemble(ensemble_size, input_dim, observation_dim, n_logits, net_arch, activation_fn, dropout)
+            reward = GaussianEnsemble(ensemble_size, input_dim, 1, 0, reward_net_arch, activation_fn, dropout)
             self.ensemble = SeparateGaussianEnsembles([change, reward])
         else:
-            self.ensemble = GaussianEnsemble(ensemble_size, input_dim, self.target_dim, n_logits, net_arch, activation_fn)
+            self.ensemble = GaussianEnsemble(
+                ensemble_size, input_dim, self.target_dim, n_logits, net_arch, activation_fn, dropout
+            )
         self.input_normalizer = Normalizer(input_dim)
         self.target_normalizer = Normalizer(self.target_dim)
         low, high = (np.asarray(bound, dtype=np.float32).reshape(-1) for bound in (action_space.low, action_space.high))

@@ -38,6 +38,8 @@ class MAAC(ModelBasedAlgorithm):
     :param on_policy_critic: learn the critics on the actor's own imagined trajectory instead of on the batch, every step
         of it towards its return (model-based value expansion, Feinberg et al., 2018); shares the model steps with the
         actor. Not in the paper; needs ``horizon >= 1`` and takes the place of ``steve``
+    :param critic_batch_size: with ``on_policy_critic``, pairs of the imagined trajectories in each update of the critics,
+        drawn at random; None for all of them, ``horizon * batch_size * n_action_samples``
     :param real_ratio: share of real transitions in each batch, the others are imagined
     :param rollout_length: model steps of the branched rollouts that fill the imaginary buffer: a number, or
         ``[first, last, start, end]`` to grow from first to last between the env steps start and end
@@ -59,6 +61,7 @@ class MAAC(ModelBasedAlgorithm):
         steve: bool = True,
         steve_horizon: int | None = None,
         on_policy_critic: bool = False,
+        critic_batch_size: int | None = None,
         real_ratio: float = 0.05,
         rollout_length: int | Sequence[int] = 1,
         rollout_freq: int = 250,
@@ -73,6 +76,7 @@ class MAAC(ModelBasedAlgorithm):
         self.steve = steve
         self.steve_horizon = steve_horizon
         self.on_policy_critic = on_policy_critic
+        self.critic_batch_size = critic_batch_size
         self.real_ratio = real_ratio
         self.rollout_length = rollout_length
         self.rollout_freq = rollout_freq
@@ -92,6 +96,7 @@ class MAAC(ModelBasedAlgorithm):
                 "`on_policy_critic` learns from the actor's imagined trajectory and needs horizon >= 1, but horizon="
                 f"{self.horizon}. Pass a longer horizon, or on_policy_critic=False."
             )
+        check_count("critic_batch_size", 1 if self.critic_batch_size is None else self.critic_batch_size, 1)
         n_critics = self.policy_kwargs.get("n_critics", 2)
         if self._target_horizon and n_critics == 1:
             raise ValueError(
@@ -188,6 +193,10 @@ class MAAC(ModelBasedAlgorithm):
             actions = trajectory.actions.detach().flatten(0, 1)
             targets = self._trajectory_targets(trajectory, last_actions, last_log_probs, ent_coef)
             weights = alive(trajectory.terminated.detach()).flatten()
+            if self.critic_batch_size is not None:
+                # The steps of one trajectory resemble each other: a part of them says as much
+                chosen = th.randint(len(targets), (self.critic_batch_size,), device=self.device)
+                observations, actions, targets, weights = (x[chosen] for x in (observations, actions, targets, weights))
         else:
             observations, actions = batch.observations, batch.actions
             targets = self._batch_targets(batch, ent_coef)
