@@ -322,11 +322,6 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         check_share("gamma", self.gamma)
-        if self.gamma == 1 and self.policy_kwargs.get("critic_value_range"):
-            raise ValueError(
-                "`policy_kwargs` has critic_value_range=True, which needs gamma < 1 because a sum of undiscounted rewards has "
-                "no range, but gamma=1. Lower gamma, or leave critic_value_range out."
-            )
         check_share("tau", self.tau)
         check_count("buffer_size", self.buffer_size, 1)
         check_at_least("learning_starts", self.learning_starts, 0)
@@ -484,22 +479,6 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         :return: model steps of one :meth:`_update`, summed over rows
         """
         return 0
-
-    def _meet_rewards(self, rewards: th.Tensor) -> None:
-        """
-        Let the range of values follow the rewards, where critics have one.
-
-        :param rewards: of a batch, with their entropy bonus, as the agent sees them
-        """
-        if self.critic.value_range is not None:
-            self.critic.value_range.update(rewards, self.gamma)
-
-    def _in_range(self, values: th.Tensor) -> th.Tensor:
-        """
-        :param values: of the target networks
-        :return: the same, inside the range of values where critics have one
-        """
-        return values if self.critic.value_range is None else self.critic.value_range.clip(values)
 
     def _update_targets(self) -> None:
         """Polyak averaging of the target critics."""

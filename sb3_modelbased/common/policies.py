@@ -13,7 +13,6 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
 from sb3_modelbased.common.ensemble import EnsembleMLP
-from sb3_modelbased.common.value_range import ValueRange
 
 # As in SB3's SquashedDiagGaussianDistribution: keeps the logarithm finite where an action saturates
 SQUASHING_EPSILON = 1e-6
@@ -78,7 +77,6 @@ class EnsembleCritic(BaseModel):
     :param share_features_extractor: Whether the features extractor is shared with the actor
     :param layer_norm: Normalise each hidden layer before its activation
     :param dropout: Probability of dropping a hidden unit in training
-    :param value_range: Predict inside a range; the values of a state and of another begin in its middle
     """
 
     def __init__(
@@ -94,7 +92,6 @@ class EnsembleCritic(BaseModel):
         share_features_extractor: bool = False,
         layer_norm: bool = False,
         dropout: float = 0.0,
-        value_range: bool = False,
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
@@ -103,7 +100,6 @@ class EnsembleCritic(BaseModel):
         self.share_features_extractor = share_features_extractor
         input_dim = features_dim + get_action_dim(action_space)
         self.q_networks = EnsembleMLP(n_critics, input_dim, 1, net_arch, activation_fn, layer_norm, dropout)
-        self.value_range = begin_in_the_middle(self.q_networks) if value_range else None
 
     def forward(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
@@ -116,18 +112,7 @@ class EnsembleCritic(BaseModel):
         with th.set_grad_enabled(th.is_grad_enabled() and needs_grad):
             assert self.features_extractor is not None
             features = self.extract_features(observations, self.features_extractor)
-        values = self.q_networks(th.cat([features, actions], dim=1)).squeeze(-1)
-        return values if self.value_range is None else self.value_range(values)
-
-
-def begin_in_the_middle(networks: EnsembleMLP) -> ValueRange:
-    """
-    :param networks: whose last layer is set to zero
-    :return: a range for what they predict
-    """
-    for parameter in networks[-1].parameters():
-        nn.init.zeros_(parameter)
-    return ValueRange()
+        return self.q_networks(th.cat([features, actions], dim=1)).squeeze(-1)
 
 
 class ModelBasedSACPolicy(SACPolicy):
@@ -138,8 +123,6 @@ class ModelBasedSACPolicy(SACPolicy):
 
     :param critic_layer_norm: Layer normalisation in the critics: keeps them from diverging at high update ratios
     :param critic_dropout: Dropout probability in the critics
-    :param critic_value_range: Critics that predict inside the range that values can have, see
-        :class:`~sb3_modelbased.common.value_range.ValueRange`
     """
 
     actor: FastActor
@@ -166,13 +149,8 @@ class ModelBasedSACPolicy(SACPolicy):
         share_features_extractor: bool = False,
         critic_layer_norm: bool = False,
         critic_dropout: float = 0.0,
-        critic_value_range: bool = False,
     ) -> None:
-        self.critic_extras: dict[str, Any] = {
-            "layer_norm": critic_layer_norm,
-            "dropout": critic_dropout,
-            "value_range": critic_value_range,
-        }
+        self.critic_extras: dict[str, Any] = {"layer_norm": critic_layer_norm, "dropout": critic_dropout}
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = {"fused": True}  # one kernel instead of a Python loop over parameters
         super().__init__(
@@ -193,10 +171,6 @@ class ModelBasedSACPolicy(SACPolicy):
             n_critics,
             share_features_extractor,
         )
-
-    def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)
-        self.critic_target.value_range = self.critic.value_range  # one for both
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -249,10 +249,8 @@ class MAAC(ModelBasedAlgorithm):
         for step in range(horizon + 1):
             flat_states = states.flatten(0, 1)
             actions, log_probs = self._policy_fn(flat_states, step)
+            q_values = self.critic_target(self._view.observations(flat_states), actions)
             bonus = (-ent_coef * log_probs).reshape(-1, batch_size).expand(members, -1)
-            if step == 0:
-                self._meet_rewards(rewards[0] + bonus)
-            q_values = self._in_range(self.critic_target(self._view.observations(flat_states), actions))
             values.append(q_values.unflatten(1, (-1, batch_size)) + bonus)
             if step < horizon:
                 states = states.expand(members, -1, -1)
@@ -283,13 +281,10 @@ class MAAC(ModelBasedAlgorithm):
         :param ent_coef: alpha
         :return: [H * B]
         """
-        rewards = self._view.rewards(trajectory.rewards)
-        self._meet_rewards(rewards - ent_coef * trajectory.log_probs)
-        last_q_values = self.critic_target(self._view.observations(trajectory.observations[-1]), last_actions)
-        last_values = self._in_range(last_q_values.amin(dim=0))
+        last_values = self.critic_target(self._view.observations(trajectory.observations[-1]), last_actions).amin(dim=0)
         discounts = self.gamma * (1 - trajectory.terminated)
         following_log_probs = th.cat([trajectory.log_probs[1:], last_log_probs.unsqueeze(0)])
-        soft_rewards = rewards - discounts * ent_coef * following_log_probs
+        soft_rewards = self._view.rewards(trajectory.rewards) - discounts * ent_coef * following_log_probs
         # With lambda = 1 the values in between do not count
         return lambda_returns(soft_rewards, discounts, last_values.expand_as(soft_rewards)).flatten()
 

@@ -179,7 +179,6 @@ class MEMB(ModelBasedAlgorithm):
         actions, log_probs = self._policy_fn(batch.observations)
 
         ent_coef_loss = self.entropy_coef.update(log_probs)
-        self._meet_rewards(self._view.rewards(batch.rewards).squeeze(-1) - ent_coef * log_probs.detach())
 
         # V(s) = r(s, a) - alpha log pi(a|s) + gamma V(f(s, a, zeta)) with a = kappa(s, eta; theta)
         soft_values = self._embedded_values(batch, actions, log_probs, ent_coef)
@@ -256,7 +255,7 @@ class MEMB(ModelBasedAlgorithm):
             trajectory = self._expand(batch)
             discounts = self.gamma * (1 - trajectory.terminated)
             bonus = -ent_coef * trajectory.log_probs
-            last_values = self._in_range(self.value_target(self._view.observations(trajectory.observations[-1])))
+            last_values = self.value_target(self._view.observations(trajectory.observations[-1]))
             # An H-step return looks at the last of the values only. It holds its first step's bonus, Q does not.
             returns = lambda_returns(trajectory.rewards + bonus, discounts, last_values.expand_as(discounts))
             targets = returns - bonus

@@ -8,7 +8,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_modelbased.common.ensemble import EnsembleMLP
-from sb3_modelbased.common.policies import EnsembleCritic, ModelBasedSACPolicy, begin_in_the_middle
+from sb3_modelbased.common.policies import EnsembleCritic, ModelBasedSACPolicy
 
 
 class ValueFunction(BaseModel):
@@ -24,7 +24,6 @@ class ValueFunction(BaseModel):
     :param normalize_images: Whether to normalize images or not
     :param layer_norm: Normalise each hidden layer before its activation
     :param dropout: Probability of dropping a hidden unit in training
-    :param value_range: Predict inside a range
     """
 
     def __init__(
@@ -38,14 +37,12 @@ class ValueFunction(BaseModel):
         normalize_images: bool = True,
         layer_norm: bool = False,
         dropout: float = 0.0,
-        value_range: bool = False,
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
         # An ensemble of one: the network that the critics are made of
         self.v_network = EnsembleMLP(1, features_dim, 1, net_arch, activation_fn, layer_norm, dropout)
-        self.value_range = begin_in_the_middle(self.v_network) if value_range else None
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
@@ -53,8 +50,7 @@ class ValueFunction(BaseModel):
         :return: [B]
         """
         assert self.features_extractor is not None
-        values = self.v_network(self.extract_features(observations, self.features_extractor))[0].squeeze(-1)
-        return values if self.value_range is None else self.value_range(values)
+        return self.v_network(self.extract_features(observations, self.features_extractor))[0].squeeze(-1)
 
 
 class MEMBPolicy(ModelBasedSACPolicy):
@@ -80,7 +76,6 @@ class MEMBPolicy(ModelBasedSACPolicy):
         self.value_target = self.make_value()
         self.value_target.load_state_dict(self.value.state_dict())
         self.value_target.set_training_mode(False)
-        self.value.value_range = self.value_target.value_range = self.critic.value_range  # one for all
         self.critic.optimizer = self._make_optimizer(nn.ModuleList([self.critic, self.value]), lr_schedule)
 
     def _make_optimizer(self, module: nn.Module, lr_schedule: Schedule) -> th.optim.Optimizer:

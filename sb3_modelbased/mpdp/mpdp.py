@@ -229,9 +229,8 @@ class MPDP(ModelBasedAlgorithm):
         ent_coef_loss = self.entropy_coef.update(plan.first_log_probs)
 
         # J_Q = 1/2 sum_j E[(Q_j(s, a) - y)^2], as in SAC
-        targets = self._critic_targets(batch, ent_coef)
         q_values = self.critic(self._view.observations(batch.observations), batch.actions)
-        critic_loss = 0.5 * (q_values - targets).square().mean(dim=1).sum()
+        critic_loss = 0.5 * (q_values - self._critic_targets(batch, ent_coef)).square().mean(dim=1).sum()
         self.critic.optimizer.zero_grad()
         critic_loss.backward()
         self.critic.optimizer.step()
@@ -267,10 +266,8 @@ class MPDP(ModelBasedAlgorithm):
         :return: [B]
         """
         actions, log_probs = self._policy_fn(batch.next_observations)
+        next_values = self.critic_target(self._view.observations(batch.next_observations), actions).amin(dim=0)
         rewards, discounts = self._view.rewards(batch.rewards).squeeze(-1), self.gamma * (1 - batch.dones.squeeze(-1))
-        self._meet_rewards(rewards - ent_coef * log_probs)
-        next_q_values = self.critic_target(self._view.observations(batch.next_observations), actions)
-        next_values = self._in_range(next_q_values.amin(dim=0))
         return rewards + discounts * (next_values - ent_coef * log_probs)
 
     def _log_plan(self, plan: Plan) -> None:
