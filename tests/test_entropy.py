@@ -39,9 +39,9 @@ def test_updates_against_sb3s_lines():
         optimizer.zero_grad()
         expected.backward()
         optimizer.step()
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
         assert not loss.requires_grad
-        assert coef().item() == pytest.approx(log_ent_coef.exp().item(), rel=1e-6)
+        assert coef().item() == pytest.approx(log_ent_coef.exp().item(), rel=1e-5)
 
 
 def test_it_steers_to_the_target():

@@ -47,7 +47,7 @@ class LearnedEntropyCoef(nn.Module):
         super().__init__()
         self.target_entropy = target_entropy
         self.log_ent_coef = nn.Parameter(th.full((1,), math.log(initial_value)))
-        self.optimizer = th.optim.Adam([self.log_ent_coef], lr=learning_rate)
+        self.optimizer = th.optim.Adam([self.log_ent_coef], lr=learning_rate, fused=True)
 
     def forward(self) -> th.Tensor:
         """
@@ -55,18 +55,20 @@ class LearnedEntropyCoef(nn.Module):
         """
         return self.log_ent_coef.detach().exp()
 
+    @th.no_grad()
     def update(self, log_probs: th.Tensor) -> th.Tensor:
-        """
-        One gradient step.
+        r"""
+        One gradient step on SAC's loss in its form :math:`-\log \alpha \cdot E[\log \pi + \bar{\mathcal H}]`, of which the
+        derivative is the mean itself.
 
         :param log_probs: of actions of the current policy, [B]
-        :return: the loss, detached
+        :return: the loss
         """
-        loss = -(self.log_ent_coef * (log_probs + self.target_entropy).detach()).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
+        gradient = -(log_probs.detach() + self.target_entropy).mean().reshape(1)
+        loss = (self.log_ent_coef * gradient).squeeze(0)
+        self.log_ent_coef.grad = gradient
         self.optimizer.step()
-        return loss.detach()
+        return loss
 
 
 def make_entropy_coef(
