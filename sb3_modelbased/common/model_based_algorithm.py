@@ -20,6 +20,7 @@ from torch import nn
 from sb3_modelbased.common.agent_view import AgentView, make_view
 from sb3_modelbased.common.buffers import ReplayMirror
 from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
+from sb3_modelbased.common.denormals import flushed_denormals
 from sb3_modelbased.common.entropy import FixedEntropyCoef, LearnedEntropyCoef, make_entropy_coef
 from sb3_modelbased.common.errors import (
     NonFiniteError,
@@ -424,6 +425,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         with self.stopwatch.measure("env"):
             return super().collect_rollouts(*args, **kwargs)
 
+    @flushed_denormals()
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
         Bring the model up to date where that is due, then update the agent.
