@@ -17,7 +17,7 @@ def flushed_denormals() -> Iterator[None]:
     as long for each of them. Does nothing where the processor cannot.
     """
     # Somebody may have asked for it before; torch has no way to ask it
-    before = (th.full((1,), DENORMAL) * 1.0).item() == 0.0
+    before = (th.full((1,), DENORMAL, device="cpu") * 1.0).item() == 0.0
     th.set_flush_denormal(True)
     try:
         yield

@@ -194,7 +194,7 @@ class MAAC(ModelBasedAlgorithm):
             targets = self._trajectory_targets(trajectory, last_actions, last_log_probs, ent_coef)
             weights = alive(trajectory.terminated.detach()).flatten()
             if self.critic_batch_size is not None:
-                # The steps of one trajectory resemble each other: a part of them says as much
+                # The steps of a long trajectory resemble each other, so that all of them cost more than they say
                 chosen = th.randint(len(targets), (self.critic_batch_size,), device=self.device)
                 observations, actions, targets, weights = (x[chosen] for x in (observations, actions, targets, weights))
         else:
