@@ -27,7 +27,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 import yaml
-from records import EVAL_SEED, ROOT, cpu_model, git_commit, read_csv, versions, write_csv
+from records import EVAL_SEED, ROOT, cpu_model, git_commit, read_csv, versions, write_csv, zoo_settings
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
 
@@ -159,11 +159,7 @@ def make_agent(variant: Variant, seed: int, overrides: dict[str, Any]) -> tuple[
     :param overrides: of the command line
     :return: the agent, and its arguments apart from policy and seed
     """
-    settings = yaml.safe_load((ROOT / "hyperparams" / "memb.yml").read_text())[variant.env]
-    del settings["n_timesteps"], settings["policy"]
-    if isinstance(settings.get("policy_kwargs"), str):
-        settings["policy_kwargs"] = eval(settings["policy_kwargs"])  # as rl_zoo3 reads its own files
-    settings |= variant.overrides | overrides
+    settings = zoo_settings("memb", variant.env) | variant.overrides | overrides
     n_actions = gym.make(variant.env).action_space.shape[0]  # type: ignore[index]
     noise = NormalActionNoise(np.zeros(n_actions), np.full(n_actions, NOISE)) if settings.get("ent_coef") == 0 else None
     return variant.algorithm("MlpPolicy", variant.env, seed=seed, device="cpu", action_noise=noise, **settings), settings

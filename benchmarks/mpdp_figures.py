@@ -28,7 +28,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 import yaml
-from records import EVAL_SEED, ROOT, cpu_model, git_commit, read_csv, versions, write_csv
+from records import EVAL_SEED, ROOT, cpu_model, git_commit, read_csv, versions, write_csv, zoo_settings
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_modelbased import MPDP
@@ -117,17 +117,6 @@ class Record(BaseCallback):
         return float(np.mean(returns))
 
 
-def hyperparams() -> dict[str, Any]:
-    """
-    :return: arguments of the constructor, from the task's entry
-    """
-    entry = yaml.safe_load((ROOT / "hyperparams" / "mpdp.yml").read_text())[ENV]
-    del entry["n_timesteps"], entry["policy"]
-    if isinstance(entry.get("policy_kwargs"), str):
-        entry["policy_kwargs"] = eval(entry["policy_kwargs"])  # as rl_zoo3 reads its own files
-    return entry
-
-
 def path_of(variant: str, seed: int, folder: Path) -> Path:
     """
     :param variant: a key of ``VARIANTS``
@@ -148,7 +137,7 @@ def train(variant: str, seed: int, arguments: argparse.Namespace) -> None:
     if path.exists() and int(read_csv(path)[0]["steps"]) >= arguments.steps:
         return
     overrides = {**arguments.override, **VARIANTS[variant]}
-    settings = {**hyperparams(), **overrides}
+    settings = {**zoo_settings("mpdp", ENV), **overrides}
     model = MPDP("MlpPolicy", ENV, seed=seed, device="cpu", **settings)
     record = Record(arguments.episodes)
     model.learn(arguments.steps, callback=record, log_interval=None)  # type: ignore[arg-type]

@@ -16,6 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+from torch import nn
+
 ROOT = Path(__file__).resolve().parent.parent
 # Evaluation episode i of every run starts from reset(seed=EVAL_SEED + i). Training seeds are small numbers, so the two never
 # meet; a search for hyperparameters passes another --eval-seed, so that nothing is tuned on the episodes that are published.
@@ -202,3 +205,16 @@ def read_csv(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
             key, _, value = line[2:].partition(":")
             header[key] = value.strip()
     return header, list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def zoo_settings(algo: str, env: str) -> dict[str, Any]:
+    """
+    :param algo: name of one of our algorithms
+    :param env: Gymnasium id of a task with an entry of its own
+    :return: the entry in ``hyperparams/``, as arguments of the algorithm's constructor
+    """
+    settings = yaml.safe_load((ROOT / "hyperparams" / f"{algo}.yml").read_text())[env]
+    del settings["n_timesteps"], settings["policy"]
+    if isinstance(settings.get("policy_kwargs"), str):
+        settings["policy_kwargs"] = eval(settings["policy_kwargs"], {"nn": nn})  # Python, as rl_zoo3 reads it
+    return settings

@@ -22,6 +22,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import evidence  # noqa: E402
 import learning  # noqa: E402
+import memb_figures  # noqa: E402
 import report  # noqa: E402
 import single_run  # noqa: E402
 from records import EVAL_SEED, Job, read_csv, write_csv  # noqa: E402
@@ -456,3 +457,27 @@ def test_model_error_of_a_perfect_model_is_zero():
         assert values["model_error", k] == pytest.approx(0, abs=1e-5)
         assert values["state_distance", k] == pytest.approx(0, abs=1e-5)
         assert values["model_error_no_change", k] == pytest.approx(0.5 * k / std)
+
+
+# -- Figures of the papers ------------------------------------------------------------------------------------------------
+
+
+def test_figure_scripts_train_with_the_settings_of_the_zoo(tmp_path):
+    small = ["learning_starts=60", "batch_size=16", "model_gradient_steps=5", "model_net_arch=[8]"]
+    overrides = [word for text in small for word in ("--override", text)]
+    folders = ["--results", str(tmp_path), "--images", str(tmp_path)]
+    memb_figures.main(
+        ["--only", "true_model", "expansion2", "--seeds", "0", "--steps", "80", "--interval", "40", "--episodes", "1"]
+        + overrides
+        + folders
+    )
+    header, rows = read_csv(tmp_path / "memb_figures_expansion2_s0.csv")
+    assert "critic_layer_norm" in header["settings"]
+    assert "SiLU" in header["settings"]
+    assert [int(row["env_step"]) for row in rows] == [40, 80]
+    assert rows[0]["w1_state"] == ""  # before the first fit
+    dimensions = [float(rows[1][f"w1_{i}"]) for i in range(3)]
+    assert float(rows[1]["w1_state"]) == pytest.approx(np.mean(dimensions))
+    # A true model is never fitted
+    assert read_csv(tmp_path / "memb_figures_true_model_s0.csv")[1][1]["w1_state"] == ""
+    assert (tmp_path / "memb_figures.png").exists()
