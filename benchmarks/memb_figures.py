@@ -4,9 +4,10 @@ Figures 2, 3 and 4 of MEMB's paper (Tan et al., 2020, appendix B), shortened.
     python benchmarks/memb_figures.py --figures 2b 4 --seeds 0 1 2
     python benchmarks/memb_figures.py --plot
 
-- *Figure 2a*: MEMB against SVG(1) on HalfCheetah-v4, and both without the entropy bonus but with noise on the actions.
+- *Figure 2a*: SVG(1) against MEMB on HalfCheetah-v4, and both without the entropy bonus but with noise on the actions. MEMB's
+  curve is that of the learning benchmark (``benchmarks/learning.py``), which has the same settings.
 - *Figure 2b*: value expansion with H = 1, 2 and 5 on Pendulum-v1.
-- *Figure 3*: the error of the model over the training of figure 2a's MEMB, per dimension.
+- *Figure 3*: the error of the model over MEMB's training on HalfCheetah-v4, per dimension.
 - *Figure 4*: the true model against the learned one on Pendulum-v1.
 
 All else is the task's entry in ``hyperparams/memb.yml``. One run after the other, one thread; a run whose file is complete is
@@ -16,6 +17,7 @@ skipped. Writes one CSV per run to ``benchmarks/results/`` and the plot to ``doc
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import sys
 import time
@@ -27,6 +29,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 import yaml
+from matplotlib.axes import Axes
 from records import EVAL_SEED, ROOT, cpu_model, git_commit, read_csv, versions, write_csv, zoo_settings
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
@@ -46,32 +49,35 @@ class Variant:
     :param env: Gymnasium id of the task
     :param algorithm: what is trained
     :param overrides: arguments on top of the task's entry
+    :param steps: environment steps
     """
 
     env: str
     algorithm: type[MEMB] = MEMB
     overrides: dict[str, Any] = field(default_factory=dict)
+    steps: int = 20_000
 
 
 CHEETAH, PENDULUM = "HalfCheetah-v4", "Pendulum-v1"
 VARIANTS = {
-    "memb": Variant(CHEETAH),
     "svg1": Variant(CHEETAH, SVG1),
     "memb_alpha0": Variant(CHEETAH, MEMB, {"ent_coef": 0.0}),
     "svg1_alpha0": Variant(CHEETAH, SVG1, {"ent_coef": 0.0}),
-    "expansion1": Variant(PENDULUM),
-    "expansion2": Variant(PENDULUM, MEMB, {"value_expansion_horizon": 2}),
-    "expansion5": Variant(PENDULUM, MEMB, {"value_expansion_horizon": 5}),
-    "true_model": Variant(PENDULUM, MEMB, {"true_model": "gymnasium"}),
+    "model_error": Variant(CHEETAH, steps=10_000),
+    "expansion1": Variant(PENDULUM, steps=5000),
+    "expansion2": Variant(PENDULUM, MEMB, {"value_expansion_horizon": 2}, steps=5000),
+    "expansion5": Variant(PENDULUM, MEMB, {"value_expansion_horizon": 5}, steps=5000),
+    "true_model": Variant(PENDULUM, MEMB, {"true_model": "gymnasium"}, steps=5000),
 }
 # Figure -> variants in it, column, title
 FIGURES = {
     "2a": (("memb", "svg1", "memb_alpha0", "svg1_alpha0"), "return_mean", "HalfCheetah-v4: return (figure 2a)"),
     "2b": (("expansion1", "expansion2", "expansion5"), "return_mean", "Pendulum-v1: value expansion (figure 2b)"),
-    "3": (("memb",), "w1_state", "HalfCheetah-v4: model error (figure 3)"),
+    "3": (("model_error",), "w1_state", "HalfCheetah-v4: model error (figure 3)"),
     "4": (("expansion1", "true_model"), "return_mean", "Pendulum-v1: true model (figure 4)"),
 }
-STEPS = {CHEETAH: 20_000, PENDULUM: 5_000}
+# Curve of a figure -> files of the learning benchmark that it comes from
+FROM_BENCHMARK = {"memb": f"{CHEETAH}_memb_s*.csv"}
 
 
 def wasserstein_errors(model: WorldModel, transitions: Transitions) -> th.Tensor:
@@ -172,7 +178,7 @@ def train(name: str, seed: int, arguments: argparse.Namespace) -> None:
     :param arguments: of the command line
     """
     variant = VARIANTS[name]
-    steps = arguments.steps or STEPS[variant.env]
+    steps = arguments.steps or variant.steps
     path = arguments.results / f"memb_figures_{name}_s{seed}.csv"
     if path.exists() and int(read_csv(path)[0]["steps"]) >= steps:
         return
@@ -193,18 +199,52 @@ def train(name: str, seed: int, arguments: argparse.Namespace) -> None:
 
 def curves(name: str, column: str, folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """
-    :param name: a key of ``VARIANTS``
+    :param name: a key of ``VARIANTS`` or ``FROM_BENCHMARK``
     :param column: of the files
     :param folder: of the results
-    :return: env steps [N] and values by seed [S, N] where every seed has one; None without files
+    :return: env steps [N] and values by seed [S, N] where every seed has one; None where there are none
     """
-    tables = [read_csv(file)[1] for file in sorted(folder.glob(f"memb_figures_{name}_s*.csv"))]
+    pattern = FROM_BENCHMARK.get(name, f"memb_figures_{name}_s*.csv")
+    tables = [read_csv(file)[1] for file in sorted(folder.glob(pattern))]
     if not tables:
         return None
     rows = list(zip(*tables, strict=False))
-    rows = [row for row in rows if all(entry[column] for entry in row)]
+    rows = [row for row in rows if all(entry.get(column) for entry in row)]
+    if not rows:
+        return None
     steps = np.array([int(row[0]["env_step"]) for row in rows])
     return steps, np.array([[float(entry[column]) for entry in row] for row in rows]).T
+
+
+def draw(ax: Axes, curve: tuple[np.ndarray, np.ndarray] | None, label: str) -> None:
+    """
+    :param ax: where to draw the mean over seeds and the range from the lowest to the highest
+    :param curve: what :func:`curves` returned
+    :param label: for the legend
+    """
+    if curve is None:
+        return
+    steps, values = curve
+    (line,) = ax.plot(steps, values.mean(axis=0), label=label)
+    ax.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color(), lw=0)
+
+
+def draw_model_errors(ax: Axes, name: str, folder: Path) -> None:
+    """
+    :param ax: where to draw each dimension of the state, their mean, and the reward
+    :param name: a key of ``VARIANTS``
+    :param folder: of the results
+    """
+    for dimension in itertools.count():
+        found = curves(name, f"w1_{dimension}", folder)
+        if found is None:
+            break
+        ax.plot(
+            found[0], found[1].mean(axis=0), color="lightgray", lw=0.8, label=None if dimension else "each state dimension"
+        )
+    draw(ax, curves(name, "w1_state", folder), "their mean")
+    draw(ax, curves(name, "w1_reward", folder), "reward")
+    ax.set(ylabel="W1, in standard deviations of the target", yscale="log")
 
 
 def plot(folder: Path, images: Path) -> None:
@@ -219,17 +259,12 @@ def plot(folder: Path, images: Path) -> None:
 
     figure, axes = plt.subplots(1, len(FIGURES), figsize=(17, 3.8), layout="constrained")
     for ax, (names, column, title) in zip(axes, FIGURES.values(), strict=True):
-        labels = {(name, column): name for name in names}
-        if column == "w1_state":
-            labels = {(name, c): f"{c[3:]}, mean of W1" for name in names for c in ("w1_state", "w1_reward")}
-        for (name, c), label in labels.items():
-            found = curves(name, c, folder)
-            if found is None:
-                continue
-            steps, values = found
-            (line,) = ax.plot(steps, values.mean(axis=0), label=label)
-            ax.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color(), lw=0)
-        ax.set(title=title, xlabel="env steps")
+        for name in names:
+            if column == "w1_state":
+                draw_model_errors(ax, name, folder)
+            else:
+                draw(ax, curves(name, column, folder), name)
+        ax.set(title=title, xlabel="env steps", xlim=(0, VARIANTS[names[-1]].steps))
         if ax.get_legend_handles_labels()[1]:
             ax.legend(frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
@@ -254,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figures", nargs="+", choices=list(FIGURES), default=list(FIGURES))
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="variants to run, instead of whole figures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="environment steps; 20,000 on HalfCheetah and 5,000 on Pendulum by default")
+    parser.add_argument("--steps", type=int, help="environment steps; by default the variant's own")
     parser.add_argument("--interval", type=int, default=500, help="environment steps between evaluations")
     parser.add_argument("--episodes", type=int, default=10, help="deterministic episodes per evaluation")
     parser.add_argument("--override", type=override, action="append", default=[], help="key=value on top of the YAML entry")
@@ -264,7 +299,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     arguments.override = dict(arguments.override)
     th.set_num_threads(1)
-    names = arguments.only or dict.fromkeys(name for figure in arguments.figures for name in FIGURES[figure][0])
+    in_figures = dict.fromkeys(name for figure in arguments.figures for name in FIGURES[figure][0])
+    names = arguments.only or [name for name in in_figures if name in VARIANTS]
     if not arguments.plot:
         for seed in arguments.seeds:
             for name in names:
