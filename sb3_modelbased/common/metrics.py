@@ -16,27 +16,34 @@ class RunningMeans:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, th.Tensor] = {}
-        self._counts: dict[str, th.Tensor] = {}
+        # By the names that are added together, which costs three operations however many they are: sums [N], and how many
+        self._sums: dict[tuple[str, ...], th.Tensor] = {}
+        self._counts: dict[tuple[str, ...], th.Tensor] = {}
 
     def add(self, **scalars: th.Tensor) -> None:
         """
         :param scalars: detached one-element tensors by name
         """
-        for name, value in scalars.items():
-            if name in self._sums:
-                self._sums[name] += value.reshape(())
-                self._counts[name] += 1
-            else:
-                self._sums[name] = value.reshape(()).clone()
-                self._counts[name] = th.ones_like(self._sums[name])
+        names, values = tuple(scalars), th.stack([value.reshape(()) for value in scalars.values()])
+        if names in self._sums:
+            self._sums[names] += values
+            self._counts[names] += 1
+        else:
+            self._sums[names] = values
+            self._counts[names] = values.new_ones(())
 
     def means(self) -> dict[str, float]:
         """
         :return: mean of every scalar since the last :meth:`clear`
         """
-        means = {name: (total / self._counts[name]).item() for name, total in self._sums.items()}
-        return {name: mean for name, mean in means.items() if self._counts[name] > 0}
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, float] = defaultdict(float)
+        for names, total in self._sums.items():
+            count = self._counts[names].item()
+            for name, value in zip(names, total.tolist(), strict=True):
+                sums[name] += value
+                counts[name] += count
+        return {name: total / counts[name] for name, total in sums.items() if counts[name] > 0}
 
     def clear(self) -> None:
         """Start anew."""

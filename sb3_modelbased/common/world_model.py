@@ -204,6 +204,8 @@ class WorldModel(nn.Module):
         :return: [B, ...]
         """
         n, batch = self.n_elites, observations.shape[0]
+        if n == 1:  # nothing to deal out
+            return ModelStep(*(x.squeeze(0) for x in self.step_members(observations.unsqueeze(0), actions.unsqueeze(0))))
         padding = -batch % n
         if padding:
             observations_, actions_ = (_pad_rows(x, padding) for x in (observations, actions))

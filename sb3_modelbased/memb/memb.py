@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule, polyak_update
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_modelbased.common.cuda_graph import set_learning_rate
 from sb3_modelbased.common.errors import check_count
@@ -163,7 +163,8 @@ class MEMB(ModelBasedAlgorithm):
 
     def _update_targets(self) -> None:
         """Polyak averaging of the target value function."""
-        polyak_update(self.value.parameters(), self.value_target.parameters(), self.tau)
+        with th.no_grad():
+            th._foreach_lerp_(list(self.value_target.parameters()), list(self.value.parameters()), self.tau)
 
     def _update(self, batch_size: int) -> None:
         """
