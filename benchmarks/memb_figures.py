@@ -256,6 +256,7 @@ def plot(folder: Path, images: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(1, len(FIGURES), figsize=(17, 3.8), layout="constrained")
     for ax, (names, column, title) in zip(axes, FIGURES.values(), strict=True):
@@ -265,6 +266,7 @@ def plot(folder: Path, images: Path) -> None:
             else:
                 draw(ax, curves(name, column, folder), name)
         ax.set(title=title, xlabel="env steps", xlim=(0, VARIANTS[names[-1]].steps))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         if ax.get_legend_handles_labels()[1]:
             ax.legend(frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
