@@ -63,7 +63,7 @@ VARIANTS = {
     "svg1": Variant(CHEETAH, SVG1),
     "memb_alpha0": Variant(CHEETAH, MEMB, {"ent_coef": 0.0}),
     "svg1_alpha0": Variant(CHEETAH, SVG1, {"ent_coef": 0.0}),
-    "model_error": Variant(CHEETAH, steps=10_000),
+    "model_error": Variant(CHEETAH, steps=5000),
     "expansion1": Variant(PENDULUM, steps=5000),
     "expansion2": Variant(PENDULUM, MEMB, {"value_expansion_horizon": 2}, steps=5000),
     "expansion5": Variant(PENDULUM, MEMB, {"value_expansion_horizon": 5}, steps=5000),
