@@ -23,13 +23,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 import yaml
-from matplotlib.axes import Axes
 from records import EVAL_SEED, ROOT, cpu_model, git_commit, read_csv, versions, write_csv, zoo_settings
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
@@ -37,6 +36,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 from sb3_modelbased import MEMB, SVG1
 from sb3_modelbased.common.type_aliases import Transitions
 from sb3_modelbased.common.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Standard deviation of the noise that explores where there is no entropy bonus
 NOISE = 0.3

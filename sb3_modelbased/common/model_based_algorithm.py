@@ -484,8 +484,15 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     def _update_targets(self) -> None:
         """Polyak averaging of the target critics."""
-        with th.no_grad():
-            th._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), self.tau)
+        self._average_into(self.critic_target, self.critic)
+
+    @th.no_grad()
+    def _average_into(self, target: nn.Module, online: nn.Module) -> None:
+        """
+        :param target: network that follows
+        :param online: network that is followed, by the share ``tau``
+        """
+        th._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
 
     def _static_addresses(self) -> tuple[int, ...]:
         """

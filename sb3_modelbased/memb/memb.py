@@ -163,8 +163,7 @@ class MEMB(ModelBasedAlgorithm):
 
     def _update_targets(self) -> None:
         """Polyak averaging of the target value function."""
-        with th.no_grad():
-            th._foreach_lerp_(list(self.value_target.parameters()), list(self.value.parameters()), self.tau)
+        self._average_into(self.value_target, self.value)
 
     def _update(self, batch_size: int) -> None:
         """
