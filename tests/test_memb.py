@@ -16,7 +16,7 @@ from sb3_modelbased.common.model_trainer import nll_loss, sampled_mse_loss
 from sb3_modelbased.common.returns import lambda_returns
 from sb3_modelbased.common.type_aliases import Transitions
 from sb3_modelbased.memb import MlpPolicy
-from sb3_modelbased.memb.svg import BehaviorReplayBuffer, reconstructed_step
+from sb3_modelbased.memb.svg import BehaviorReplayBuffer, reconstructed_step, squashed_log_probs
 
 GAMMA, ALPHA = 0.9, 0.3
 # Where the reward of the imagined task ends
@@ -434,22 +434,46 @@ def test_bad_arguments(kwargs, message):
 # -- SVG(1) -------------------------------------------------------------------------------------------------------------------
 
 
-def test_svg_reconstructs_the_real_transition():
-    agent = make_agent(SVG1)
-    agent.world_model.fit_normalizers(agent.real_data[:])  # transitions since the last fit may lie beyond its range
+@pytest.mark.parametrize("n_elites", [1, 3])
+def test_svg_reconstructs_the_real_transition(n_elites, monkeypatch):
+    agent = make_agent(SVG1, ensemble_size=3, n_elites=n_elites)
+    model = agent.world_model
+    model.fit_normalizers(agent.real_data[:])  # transitions since the last fit may lie beyond its range
     batch = batch_of(agent)
     transitions = Transitions(*batch[:3], batch.rewards[:, 0], batch.dones[:, 0])
     actions = batch.actions.clone().requires_grad_()
-    step = reconstructed_step(agent.world_model, transitions, actions)
-    assert th.allclose(step.next_observations, batch.next_observations.expand_as(step.next_observations), atol=1e-4)
-    assert th.allclose(step.rewards, batch.rewards[:, 0].expand_as(step.rewards), atol=1e-4)
-    # In gradient it is the model with that noise
-    mean, log_var, _ = agent.world_model.elite_ensemble(agent.world_model.inputs(batch.observations, actions))
-    targets = agent.world_model.target_normalizer.normalize(agent.world_model.targets(transitions))
+    order = th.tensor([0.3, 0.1, 0.2])[:n_elites]  # elites 0, 1, 2 get blocks 1, 2, 0
+    monkeypatch.setattr(th, "rand", lambda n, device: order)
+    step = reconstructed_step(model, transitions, actions)
+    assert th.allclose(step.next_observations, batch.next_observations, atol=1e-4)
+    assert th.allclose(step.rewards, batch.rewards[:, 0], atol=1e-4)
+    # In gradient it is the model of the row's elite, with that noise
+    mean, log_var, _ = model.elite_ensemble(model.inputs(batch.observations, actions))
+    targets = model.target_normalizer.normalize(model.targets(transitions))
     noise = ((targets - mean) / (0.5 * log_var).exp()).detach()
-    rewards = agent.world_model.target_normalizer.denormalize(mean + (0.5 * log_var).exp() * noise)[..., -1]
-    expected = th.autograd.grad(rewards.sum(), actions)[0]
+    rewards = model.target_normalizer.denormalize(mean + (0.5 * log_var).exp() * noise)[..., -1]
+    block = -(-32 // n_elites)
+    elite_of_row = th.tensor([2, 0, 1][:n_elites] if n_elites > 1 else [0]).repeat_interleave(block)[:32]
+    expected = th.autograd.grad(rewards[elite_of_row, th.arange(32)].sum(), actions)[0]
     assert th.allclose(th.autograd.grad(step.rewards.sum(), actions)[0], expected, atol=1e-5)
+
+
+def test_svg_log_probs_where_float32_cannot_tell_an_action_from_its_bound():
+    mean = th.tensor([[0.3, 9.0], [-2.0, -30.0], [1.0, 5.0], [0.0, 6.0]])
+    std = th.tensor([[0.5, 0.7], [1.0, 2.0], [0.2, 2.0], [1.0, 0.3]])
+    actions = th.tensor([[0.4, 1.0], [-0.9, -1.0], [0.5, 1.0], [-0.2, -1.0]])
+    normal = th.distributions.Normal(mean.double(), std.double())
+    inside = th.distributions.TransformedDistribution(normal, th.distributions.TanhTransform())
+    bound = np.arctanh(1 - 1e-6)
+    beyond = th.where(actions > 0, 1 - normal.cdf(th.tensor(bound)), normal.cdf(th.tensor(-bound)))[:, 1]
+    density = inside.log_prob(actions.double().clamp(-0.99, 0.99))[:, 0]
+    expected = density + beyond.log()
+    log_probs = squashed_log_probs(mean, std, actions)
+    # The last one is 44 standard deviations away, which is below what a double's probability can say
+    assert th.allclose(log_probs[:3].double(), expected[:3], atol=1e-2)  # the bound is rounded to float32
+    assert th.allclose(log_probs[3].double(), density[3] - 0.5 * ((6 + bound) / 0.3) ** 2, rtol=0.02)
+    # What a policy prefers is not improbable
+    assert log_probs[1] > -3
 
 
 def test_svg_policy_at_given_actions():
@@ -485,6 +509,7 @@ def test_svg_weights_are_cut_off():
         values = {}
         for ratio in (0.5, 1.0, 2.0, 5.0):
             shifted = batch._replace(behavior_log_probs=log_probs - np.log(ratio))
+            th.manual_seed(0)  # which elite has which row
             values[ratio] = agent._embedded_values(shifted, batch.actions, th.zeros(32), agent.entropy_coef())
     assert th.allclose(values[0.5], 0.5 * values[1.0], atol=1e-5)
     assert th.allclose(values[2.0], 2 * values[1.0], atol=1e-5)

@@ -1,7 +1,7 @@
 """One differentiable step of an imagined environment: normaliser, ensemble, reward and termination together."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -203,19 +203,26 @@ class WorldModel(nn.Module):
         :param actions: scaled to [-1, 1], [B, A]
         :return: [B, ...]
         """
-        n, batch = self.n_elites, observations.shape[0]
+        blocks, put_back = self.deal(observations, actions)
+        return ModelStep(*map(put_back, self.step_members(*blocks)))
+
+    def deal(self, *rows: th.Tensor) -> tuple[tuple[th.Tensor, ...], Callable[[th.Tensor], th.Tensor]]:
+        """
+        Cut rows into one block per elite and deal the blocks out at random.
+
+        :param rows: one or more times [B, D]
+        :return: their blocks, [n_elites, ceil(B / n_elites), D], and what brings results [n_elites, ...] back into the
+            order of the rows, [B, ...]
+        """
+        n, batch = self.n_elites, rows[0].shape[0]
         if n == 1:  # nothing to deal out
-            return ModelStep(*(x.squeeze(0) for x in self.step_members(observations.unsqueeze(0), actions.unsqueeze(0))))
+            return tuple(x.unsqueeze(0) for x in rows), lambda results: results.squeeze(0)
         padding = -batch % n
-        if padding:
-            observations_, actions_ = (_pad_rows(x, padding) for x in (observations, actions))
-        else:
-            observations_, actions_ = observations, actions
-        deal = th.rand(n, device=observations.device).argsort()
-        blocks = (x.reshape(n, -1, x.shape[-1]).index_select(0, deal) for x in (observations_, actions_))
-        step = self.step_members(*blocks)
-        back = deal.argsort()
-        return ModelStep(*(x.index_select(0, back).flatten(0, 1)[:batch] for x in step))
+        padded = tuple(_pad_rows(x, padding) for x in rows) if padding else rows
+        order = th.rand(n, device=rows[0].device).argsort()
+        blocks = tuple(x.reshape(n, -1, x.shape[-1]).index_select(0, order) for x in padded)
+        back = order.argsort()
+        return blocks, lambda results: results.index_select(0, back).flatten(0, 1)[:batch]
 
     def step_members(self, observations: th.Tensor, actions: th.Tensor) -> ModelStep:
         """

@@ -11,13 +11,12 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_modelbased.common.ensemble import AnyEnsemble
 from sb3_modelbased.common.errors import check_at_least
 from sb3_modelbased.common.type_aliases import Transitions
 from sb3_modelbased.common.world_model import ModelStep, WorldModel
 from sb3_modelbased.memb.memb import MEMB
 
-# Actions at their bounds have no finite noise: keep them this far inside
+# Actions at their bounds have no finite noise: they are taken for this far inside
 ACTION_MARGIN = 1e-6
 
 
@@ -139,18 +138,16 @@ class SVG1(MEMB):
         :param actions: scaled to [-1, 1], [B, A]
         :return: the same actions as functions of the policy's parameters, [B, A], and log pi(a | s), [B]
         """
-        inside = actions.clamp(-1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
         mean, log_std, _ = self.actor.get_action_dist_params(observations)
-        gaussian = th.distributions.Normal(mean, log_std.exp(), validate_args=False)
-        noise = ((inside.atanh() - mean) / gaussian.stddev).detach()
-        log_probs = gaussian.log_prob(inside.atanh()) - (1 - inside.square()).log()
-        return (mean + gaussian.stddev * noise).tanh(), log_probs.sum(dim=1)
+        std = log_std.exp()
+        noise = ((squashing_inverse(actions) - mean) / std).detach()
+        return (mean + std * noise).tanh(), squashed_log_probs(mean, std, actions)
 
     def _embedded_values(
         self, batch: ReplayBufferSamples, actions: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor
     ) -> th.Tensor:
         r"""
-        Equation 1 with the entropy bonus of equation 8: the gradient at the real transition, averaged over the elites.
+        Equation 1 with the entropy bonus of equation 8: the gradient at the real transition.
 
         :param batch: real transitions with ``behavior_log_probs``
         :param actions: a ~ pi, of no use here
@@ -165,11 +162,10 @@ class SVG1(MEMB):
             batch.observations, batch.actions, batch.next_observations, batch.rewards.squeeze(-1), batch.dones.squeeze(-1)
         )
         step = reconstructed_step(self.world_model, transitions, taken)
-        n_elites, batch_size = step.rewards.shape
-        next_values = self.value(self._view.observations(step.next_observations.flatten(0, 1))).view(n_elites, batch_size)
+        next_values = self.value(self._view.observations(step.next_observations))
         values = self._view.rewards(step.rewards) + self.gamma * (1 - transitions.terminated) * next_values
         self.metrics.add(importance_weight=weights.mean())
-        return weights * values.mean(dim=0) - ent_coef * log_probs
+        return weights * values - ent_coef * log_probs
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -201,20 +197,51 @@ class SVG1(MEMB):
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
 
+def squashing_inverse(actions: th.Tensor) -> th.Tensor:
+    """
+    :param actions: a = tanh(u), those at the bounds included
+    :return: u, finite
+    """
+    return actions.clamp(-1 + ACTION_MARGIN, 1 - ACTION_MARGIN).atanh()
+
+
+def squashed_log_probs(mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\log \pi(a|s)` of :math:`a = \tanh(u)`, :math:`u \sim \mathcal N(\mu, \sigma^2)`, of which the values beyond what
+    float32 tells from the bounds are censored:
+
+    .. math:: \log \pi(a) = \log \mathcal N(u; \mu, \sigma^2) - \log(1 - a^2), \qquad
+        \log P(u \ge u_{max}) = \log \Phi\left(\frac{\mu - u_{max}}{\sigma}\right)
+
+    and likewise at the lower bound. The density at :math:`u_{max}` instead would call such an action next to impossible for
+    the very policy that prefers it, and its weight any number.
+
+    :param mean: [B, A]
+    :param std: [B, A]
+    :param actions: scaled to [-1, 1], [B, A]
+    :return: summed over dimensions, [B]
+    """
+    inverse = squashing_inverse(actions)
+    gaussian = -0.5 * ((inverse - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+    density = gaussian - (1 - inverse.tanh().square()).log()
+    censored = th.special.log_ndtr((mean * actions.sign() - inverse.abs()) / std)
+    return th.where(actions.abs() < 1 - ACTION_MARGIN, density, censored).sum(dim=1)
+
+
 def reconstructed_step(world_model: WorldModel, transitions: Transitions, actions: th.Tensor) -> ModelStep:
     r"""
-    The step of every elite with the noise :math:`\zeta` that makes it the real one: :math:`s' = f(s, a, \zeta)` in value,
-    and the model's in gradient.
+    The step of every row by one random elite, with the noise :math:`\zeta` that makes it the real one:
+    :math:`s' = f(s, a, \zeta)` in value, and the model's in gradient.
 
     :param world_model: the model
     :param transitions: real ones, [B, ...]
     :param actions: ``transitions.actions`` as a function of the policy's parameters, [B, A]
-    :return: [n_elites, B, ...]
+    :return: [B, ...]
     """
-    elites: AnyEnsemble = world_model.elite_ensemble
-    mean, log_var, logits = elites(world_model.inputs(transitions.observations, actions))
     targets = world_model.target_normalizer.normalize(world_model.targets(transitions))
+    blocks, put_back = world_model.deal(transitions.observations, actions, targets)
+    observations, actions, targets = blocks
+    mean, log_var, logits = world_model.elite_ensemble(world_model.inputs(observations, actions))
     noise = ((targets - mean) * (-0.5 * log_var).exp()).detach()
     sample = mean + (0.5 * log_var).exp() * noise
-    observations, actions = (x.expand(len(mean), *x.shape) for x in (transitions.observations, actions))
-    return world_model.assemble(observations, actions, sample, logits)
+    return ModelStep(*map(put_back, world_model.assemble(observations, actions, sample, logits)))
