@@ -45,6 +45,7 @@ LEARNING_STARTS = 1000
 AGENT = {"learning_starts": LEARNING_STARTS, "batch_size": 256, "gradient_steps": 1, "policy_kwargs": {"net_arch": [256, 256]}}
 # A patience that never ends: every fit runs to its cap, as fits on much data do
 MODEL = {"model_kwargs": {"patience": 1_000_000}, "termination_fn": "gymnasium"}
+TRUSTED = {"horizon": 5, "uncertainty_threshold": float("inf")}
 SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "SAC (SB3)": ("SAC", {}),
     "SAC (sbx)": ("sbx", {}),
@@ -53,8 +54,15 @@ SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "MAAC, H = 3, STEVE": ("MAAC", {"horizon": 3, **MODEL}),
     "MEMB": ("MEMB", dict(MODEL)),
     "MPDP": ("MPDP", dict(MODEL)),
+    "MAAC, H = 5, one-step targets": ("MAAC", {"horizon": 5, "steve": False, **MODEL}),
+    "MAAC, H = 5, on-policy critics": ("MAAC", {"horizon": 5, "steve": False, "on_policy_critic": True, **MODEL}),
+    "MPDP, H = 5, nothing stops": ("MPDP", {**TRUSTED, **MODEL}),
+    "MPDP, H = 5, nothing stops, 5 elites": ("MPDP", {"n_elites": 5, **TRUSTED, **MODEL}),
+    "MPDP, H = 5, nothing stops, 3 elites": ("MPDP", {"n_elites": 3, **TRUSTED, **MODEL}),
 }
 BASELINE = "SAC (SB3)"
+# They imagine as many transitions per update: compared with each other
+EQUALLY_LONG = [name for name in SUBJECTS if "H = 5" in name]
 PARTS = ("env", "model fit", "imagination", "batch", "critic", "actor", "updates")
 
 # The ensemble alone: HalfCheetah's size
@@ -419,6 +427,24 @@ def agent_rows(results: dict[str, Any], rate: float) -> tuple[list[list[str]], l
     return speeds, parts, records
 
 
+def planning_costs(results: dict[str, Any]) -> tuple[list[str], list[list[str]], list[dict[str, Any]]]:
+    """
+    :param results: of :func:`measure_agents`
+    :return: head and rows of the table of what an update of MPDP costs over one of MAAC with as many imagined transitions,
+        and rows of the file
+    """
+    seconds = {name: np.array([r["updates"] for r in results[name][0]]) for name in EQUALLY_LONG if name in results}
+    planners = [name for name in seconds if SUBJECTS[name][0] == "MPDP"]
+    others = [name for name in seconds if name not in planners]
+    rows, records = [], []
+    for planner in planners:
+        ratios = {other: seconds[planner] / seconds[other] for other in others}
+        rows.append([planner, *(show(ratio, 2) for ratio in ratios.values())])
+        for other, ratio in ratios.items():
+            records.append({"subject": planner, "quantity": f"cost over {other}", **named(ratio)})
+    return ["an update's time, over that of", *others], rows if others else [], records
+
+
 def named(values: list[float] | np.ndarray) -> dict[str, float]:
     """
     :param values: of all rounds
@@ -520,6 +546,10 @@ def main(argv: list[str] | None = None) -> None:
             "their cap, once per 250 env steps; batch, critic and actor are parts of the updates.\n\n"
             + table(["agent", *PARTS], parts)
         )
+    head, costs, cost_records = planning_costs(agents)
+    if costs:
+        tables.append(f"## Planning\n\n{units} As many imagined transitions in every update.\n\n" + table(head, costs))
+    records += cost_records
     records.append({"subject": "machine", "quantity": "matrix product, GFLOP/s", **named([r / 1e9 for r in rates[1:]])})
     write(arguments.output, header, tables, ensemble_records + records)
     print("\n\n".join(tables))

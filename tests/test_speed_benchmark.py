@@ -69,3 +69,17 @@ def test_files(speed, tmp_path, monkeypatch):
         assert f"| {subject} |" in page
         assert all(f'{subject},"{part}, ms per env step",' in table for part in parts)
     assert f"{speed.BASELINE},updates/s over SAC,1,1,1" in table
+
+
+def test_cost_of_planning_is_the_ratio_in_each_round(speed):
+    results = {
+        "SAC (SB3)": ([{"updates": 1.0}, {"updates": 1.0}, {"updates": 1.0}], {}),
+        "MAAC, H = 5, one-step targets": ([{"updates": 2.0}, {"updates": 4.0}, {"updates": 8.0}], {}),
+        "MPDP, H = 5, nothing stops": ([{"updates": 3.0}, {"updates": 4.0}, {"updates": 16.0}], {}),
+    }
+    head, rows, records = speed.planning_costs(results)
+    assert head == ["an update's time, over that of", "MAAC, H = 5, one-step targets"]
+    assert rows == [["MPDP, H = 5, nothing stops", "1.50 (1.25–1.75)"]]
+    assert records[0]["median"] == 1.5
+    # Nothing to compare with: no table
+    assert speed.planning_costs({"MPDP, H = 5, nothing stops": results["MPDP, H = 5, nothing stops"]})[1] == []
