@@ -247,6 +247,21 @@ def test_rows_that_stopped_are_not_looked_at_again(monkeypatch: pytest.MonkeyPat
     assert sorted(plan.rows.tolist()) == sorted(set(plan.rows.tolist()))
 
 
+def test_plans_that_all_end_in_a_terminal_state_need_no_value() -> None:
+    agent = make(horizon=3, uncertainty_threshold=INF, termination_fn=lambda s, a, s2: th.ones(s2.shape[:-1], dtype=th.bool))
+    spread_out(agent)
+    starts, alpha = 0.5 * th.randn(20, 3), agent.entropy_coef()
+    plan = agent._plan(starts, alpha)
+    assert plan.stopped_by_terminal == 20
+    assert plan.steps == [20]
+    assert len(plan.rows) == 0
+    objective = agent._objective(plan, alpha)
+    assert th.equal(objective, plan.returns)
+    # Their one reward still has a gradient for the first policy
+    gradient = th.autograd.grad(objective.mean(), agent.policy.policies[0].mu.weight)[0]
+    assert gradient.abs().max() > 0
+
+
 def test_policies_that_no_plan_reached_stay_as_they_are_and_cost_nothing() -> None:
     agent = make(horizon=8, uncertainty_threshold=-NO_LIMIT)
     agent.learn(20)

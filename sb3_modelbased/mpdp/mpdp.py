@@ -163,8 +163,9 @@ class MPDP(ModelBasedAlgorithm):
             # Over the threshold: end with Q(s_t, a_t) - alpha log pi(a_t | s_t), without the model step
             stops = u.detach().log() >= self.uncertainty_threshold
             stopped, trusted = stops.nonzero().squeeze(-1), (~stops).nonzero().squeeze(-1)
-            ends.append(tuple(x[stopped] for x in (rows, weights, states, actions, log_probs)))
-            rows, weights, states, actions, log_probs, u = (x[trusted] for x in (rows, weights, states, actions, log_probs, u))
+            if len(stopped):
+                ends.append(_select(stopped, rows, weights, states, actions, log_probs))
+            rows, weights, states, actions, log_probs, u = _select(trusted, rows, weights, states, actions, log_probs, u)
             steps.append(len(rows))
             if not len(rows):
                 break
@@ -179,7 +180,7 @@ class MPDP(ModelBasedAlgorithm):
             weights = weights * self.gamma * (1 - prediction.terminated)
             alive = (prediction.terminated < TERMINAL).nonzero().squeeze(-1)
             terminals += len(rows) - len(alive)
-            rows, weights, states = rows[alive], weights[alive], prediction.next_observations[alive]
+            rows, weights, states = _select(alive, rows, weights, prediction.next_observations)
             if not len(rows):
                 break
         else:
@@ -188,6 +189,8 @@ class MPDP(ModelBasedAlgorithm):
                 actions, log_probs = self._policy_fn(states)
             ends.append((rows, weights, states, actions, log_probs))
         assert first_log_probs is not None
+        if not ends:  # every plan met a terminal state
+            ends.append(tuple(x[:0] for x in (rows, weights, states, actions, log_probs)))
         rows, weights, states, actions, log_probs = (th.cat(parts) for parts in zip(*ends, strict=True))
         return Plan(
             returns,
@@ -309,6 +312,15 @@ class MPDP(ModelBasedAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+
+def _select(rows: th.Tensor, *tensors: th.Tensor) -> tuple[th.Tensor, ...]:
+    """
+    :param rows: numbers of rows in ascending order, [N]
+    :param tensors: [B, ...]
+    :return: these rows of each, [N, ...]; where they are all of them, the tensors themselves
+    """
+    return tensors if len(rows) == len(tensors[0]) else tuple(x[rows] for x in tensors)
 
 
 @contextmanager
