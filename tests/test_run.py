@@ -182,6 +182,15 @@ def test_ensembles(make_agent, algorithm, sizes):
     check_trained(make_agent(**sizes).learn(30), 30)
 
 
+def test_a_learning_rate_of_the_critics(make_agent):
+    agent = make_agent(learning_rate=2e-3, value_learning_rate=lambda progress: 1e-2 * progress)
+    agent.learn(40)
+    rates = [agent.actor.optimizer.param_groups[0]["lr"], agent.critic.optimizer.param_groups[0]["lr"]]
+    assert [float(rate) for rate in rates] == pytest.approx([2e-3, 1e-2 * agent._current_progress_remaining])
+    with pytest.raises(ValueError, match=r"value_learning_rate.*lin_1e-3.*Pass a number"):
+        make_agent(value_learning_rate="lin_1e-3")
+
+
 def test_a_learning_rate_schedule(make_agent):
     rates = []
 

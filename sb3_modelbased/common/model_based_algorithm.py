@@ -14,6 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, RolloutReturn, Schedule
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -68,6 +69,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     :param ent_coef: entropy coefficient alpha, "auto" to learn it ("auto_0.1" to start from 0.1)
     :param target_entropy: target when learning ``ent_coef``, "auto" for minus the number of action dimensions
     :param target_update_interval: updates between two target network updates
+    :param value_learning_rate: learning rate of the critics, or a schedule; None for ``learning_rate``
     :param ensemble_size: members of the dynamics ensemble
     :param n_elites: members, the best on the holdout, that imagine
     :param model_net_arch: hidden layers of each member
@@ -121,6 +123,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         ent_coef: str | float = "auto",
         target_entropy: str | float = "auto",
         target_update_interval: int = 1,
+        value_learning_rate: float | Schedule | None = None,
         ensemble_size: int = 7,
         n_elites: int = 5,
         model_net_arch: Sequence[int] = (200, 200, 200, 200),
@@ -176,6 +179,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
         self.target_update_interval = target_update_interval
+        self.value_learning_rate = value_learning_rate
         self.ensemble_size = ensemble_size
         self.n_elites = n_elites
         self.model_net_arch = model_net_arch
@@ -329,6 +333,11 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         check_count("batch_size", self.batch_size, 1)
         check_count("gradient_steps", self.gradient_steps, -1)
         check_count("target_update_interval", self.target_update_interval, 1)
+        if isinstance(self.value_learning_rate, str):
+            raise ValueError(
+                "`value_learning_rate` must be a number or a function of the remaining progress, but it is "
+                f"{self.value_learning_rate!r}: rl_zoo3 makes a schedule of `learning_rate` only. Pass a number."
+            )
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
             raise ValueError(
                 "`replay_buffer_class` must store single transitions, because the model learns from them, but it is "
@@ -517,10 +526,16 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         prepare_optimizers(optimizers, capturable=self._graphs_updates)
         for optimizer in optimizers:
             set_learning_rate(optimizer, learning_rate)
+        set_learning_rate(self.critic.optimizer, self.value_lr_schedule(self._current_progress_remaining))
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        value_learning_rate = self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
+        self.value_lr_schedule = FloatSchedule(value_learning_rate)
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         """
-        :return: the optimisers that follow ``learning_rate``
+        :return: the optimisers of an update
         """
         optimizers: list[Any] = [self.actor.optimizer, self.critic.optimizer]
         if self.entropy_coef.optimizer is not None:

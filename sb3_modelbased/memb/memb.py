@@ -6,9 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_modelbased.common.cuda_graph import set_learning_rate
 from sb3_modelbased.common.errors import check_count
 from sb3_modelbased.common.imagination import imagine
 from sb3_modelbased.common.known_dynamics import KnownDynamics, TrueModel, resolve_true_model
@@ -36,7 +34,6 @@ class MEMB(ModelBasedAlgorithm):
 
     :param policy: The policy model to use (MlpPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: learning rate of the actor and the entropy coefficient
     :param value_learning_rate: learning rate of Q and V; None for ``learning_rate``
     :param batch_size: minibatch size of each update
     :param gradient_steps: updates m after each rollout (env step)
@@ -88,13 +85,13 @@ class MEMB(ModelBasedAlgorithm):
             learning_rate,
             batch_size=batch_size,
             gradient_steps=gradient_steps,
+            value_learning_rate=value_learning_rate,
             ensemble_size=ensemble_size,
             n_elites=n_elites,
             model_net_arch=model_net_arch,
             _init_setup_model=False,
             **kwargs,
         )
-        self.value_learning_rate = value_learning_rate
         self.imagination_horizon = imagination_horizon
         self.value_expansion_horizon = value_expansion_horizon
         self.reward_net_arch = reward_net_arch
@@ -143,15 +140,6 @@ class MEMB(ModelBasedAlgorithm):
         self.critic = self.policy.critic
         self.value = self.policy.value
         self.value_target = self.policy.value_target
-
-    def _setup_lr_schedule(self) -> None:
-        super()._setup_lr_schedule()
-        value_learning_rate = self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
-        self.value_lr_schedule = FloatSchedule(value_learning_rate)
-
-    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        super()._update_learning_rate(optimizers)
-        set_learning_rate(self.critic.optimizer, self.value_lr_schedule(self._current_progress_remaining))
 
     @property
     def uses_model(self) -> bool:
