@@ -34,6 +34,7 @@ class MEMB(ModelBasedAlgorithm):
 
     :param policy: The policy model to use (MlpPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: learning rate of the actor and the entropy coefficient
     :param value_learning_rate: learning rate of Q and V; None for ``learning_rate``
     :param batch_size: minibatch size of each update
     :param gradient_steps: updates m after each rollout (env step)

@@ -136,12 +136,12 @@ class SVG1(MEMB):
 
         :param observations: as the agent sees them, [B, O]
         :param actions: scaled to [-1, 1], [B, A]
-        :return: the same actions as functions of the policy's parameters, [B, A], and log pi(a | s), [B]
+        :return: the same actions as functions of the policy's parameters, [B, A], and log pi(a | s) without gradient, [B]
         """
         mean, log_std, _ = self.actor.get_action_dist_params(observations)
         std = log_std.exp()
         noise = ((squashing_inverse(actions) - mean) / std).detach()
-        return (mean + std * noise).tanh(), squashed_log_probs(mean, std, actions)
+        return (mean + std * noise).tanh(), squashed_log_probs(mean.detach(), std.detach(), actions)
 
     def _embedded_values(
         self, batch: ReplayBufferSamples, actions: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor
@@ -156,7 +156,7 @@ class SVG1(MEMB):
         :return: :math:`w [r + \gamma V(s')] - \alpha \log \pi(a|s)`, [B]
         """
         taken, taken_log_probs = self._action_log_probs(self._view.observations(batch.observations), batch.actions)
-        log_ratio = taken_log_probs.detach() - batch.behavior_log_probs  # type: ignore[attr-defined]
+        log_ratio = taken_log_probs - batch.behavior_log_probs  # type: ignore[attr-defined]
         weights = log_ratio.exp().clamp(max=self.max_importance_weight)
         transitions = Transitions(
             batch.observations, batch.actions, batch.next_observations, batch.rewards.squeeze(-1), batch.dones.squeeze(-1)
