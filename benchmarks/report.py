@@ -369,14 +369,16 @@ def goal_row(env: str, task: Task, groups: Groups) -> list[str] | None:
     def score(algo: str) -> float:
         return float(ours[algo].min() if task.every_seed else interquartile_mean(ours[algo][:, None, None])[0])
 
-    best = max(ours, key=score)
+    # One lucky seed is not better than the mean of several
+    most = max(map(len, ours.values()))
+    best = max((algo for algo in ours if len(ours[algo]) == most), key=score)
     verdicts = [("return: " + ("reached" if score(best) >= task.goal else "**not reached**"))]
     goal = task.goal_text
     if task.above_baselines_from is not None:
         goal += f", above SAC and CrossQ from {step_name(task.above_baselines_from)} on"
         verdicts += [above(groups, best, baseline, task.above_baselines_from) for baseline in ("sac", "crossq")]
     what = "worst seed " if task.every_seed else ""
-    return [env, goal, display_name(best), f"{what}{plain(score(best))} ({len(ours[best])} seeds)", "; ".join(verdicts)]
+    return [env, goal, display_name(best), f"{what}{plain(score(best))} ({most} seed{'s' * (most > 1)})", "; ".join(verdicts)]
 
 
 def above(groups: Groups, algo: str, baseline: str, since: int) -> str:
