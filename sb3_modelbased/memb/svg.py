@@ -223,7 +223,7 @@ def squashed_log_probs(mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> t
     """
     inverse = squashing_inverse(actions)
     gaussian = -0.5 * ((inverse - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
-    density = gaussian - (1 - inverse.tanh().square()).log()
+    density = gaussian - (1 - actions.square()).log()
     censored = th.special.log_ndtr((mean * actions.sign() - inverse.abs()) / std)
     return th.where(actions.abs() < 1 - ACTION_MARGIN, density, censored).sum(dim=1)
 
