@@ -187,10 +187,12 @@ def work(queue: Queue, side_by_side: int, command: Callable[[Job], list[str]]) -
             break
         for process in [process for process in running if process.poll() is not None]:
             ticket = running.pop(process)
-            queue.give_back(ticket, process.returncode)
-            finished += process.returncode == 0
-            unfinished += process.returncode != 0
-            outcome = {0: "done", STOPPED: "stopped, can be continued"}.get(process.returncode, "failed")
+            # A process that has not come to training has no handler yet, and nothing to save
+            status = STOPPED if process.returncode == -signal.SIGTERM else process.returncode
+            queue.give_back(ticket, status)
+            finished += status == 0
+            unfinished += status != 0
+            outcome = {0: "done", STOPPED: "stopped, can be continued"}.get(status, "failed")
             print(f"{ticket.job.name}: {outcome}; {finished} done, {unfinished} not, {len(running)} running", flush=True)
         time.sleep(0.3)
     for number, handler in handlers.items():
@@ -261,7 +263,10 @@ def make_jobs(arguments: argparse.Namespace) -> list[Job]:
     shared = ("steps", "label", "hyperparams", "eval_every", "eval_episodes", "eval_seed", "checkpoint_every", "device")
     template = Job(env="", algo="", seed=0, **{name: getattr(arguments, name) for name in shared})
     if arguments.conf_file:
-        template = replace(template, conf_file=str(Path(arguments.conf_file).resolve()))
+        # Machines that share the runs have their checkouts in different places
+        conf_file = Path(arguments.conf_file).resolve()
+        inside = conf_file.is_relative_to(ROOT)
+        template = replace(template, conf_file=str(conf_file.relative_to(ROOT) if inside else conf_file))
     # Seeds outermost: an interrupted batch leaves whole comparisons with fewer seeds, not some algorithms without any
     combinations = itertools.product(arguments.seeds, arguments.env, arguments.algo)
     return [replace(template, env=env, algo=algo, seed=seed) for seed, env, algo in combinations]

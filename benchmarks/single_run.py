@@ -39,6 +39,8 @@ sys.path.insert(1, str(ROOT))
 # Logged names of the two quantities that have a column of their own
 IMAGINED_TRANSITIONS = "model/imagined_transitions"
 MODEL_ERROR = "model/holdout_mse"
+# What a run may not change on its way
+SETTINGS = ("hyperparameters", "evaluation")
 # Logged by SB3 and in a column already, or wrong here because it counts evaluations too
 NOT_RECORDED = {"time/episodes", "time/fps", "time/time_elapsed", "time/total_timesteps", "time/iterations"}
 
@@ -72,7 +74,7 @@ def config_file(job: Job) -> Path:
     :return: the file that the user gave, else this repository's for its algorithms, else the one packaged with the RL Zoo
     """
     packaged = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{job.algo}.yml"
-    candidates = [Path(job.conf_file)] if job.conf_file else [ROOT / "hyperparams" / f"{job.algo}.yml", packaged]
+    candidates = [ROOT / job.conf_file] if job.conf_file else [ROOT / "hyperparams" / f"{job.algo}.yml", packaged]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -572,12 +574,7 @@ def is_done(path: Path, header: dict[str, Any], checkpoint: Path | None) -> bool
     if not path.exists():
         return False
     before, _ = read_csv(path)
-    for key in ("hyperparameters", "evaluation"):
-        if before[key] != header[key]:
-            raise ValueError(
-                f"{path.name} was made with other {key}: {before[key]} instead of {header[key]}. Give this variant a --label, "
-                "or start it over with --fresh."
-            )
+    check_settings(path, before, header)
     if before["status"] != "finished":
         return False
     if int(before["steps"]) >= header["steps"]:
@@ -588,6 +585,21 @@ def is_done(path: Path, header: dict[str, Any], checkpoint: Path | None) -> bool
             f"{header['steps']}. Start it over with --fresh."
         )
     return False
+
+
+def check_settings(path: Path, before: dict[str, str], header: dict[str, Any]) -> None:
+    """
+    :param path: a result file or a checkpoint
+    :param before: the settings that it was made with
+    :param header: of the run that is asked for
+    :raises ValueError: if they differ
+    """
+    for key in SETTINGS:
+        if before.get(key) != header[key]:
+            raise ValueError(
+                f"{path.name} of {path.parent.name} was made with other {key}: {before.get(key)} instead of {header[key]}. "
+                "Give this variant a --label, or start it over with --fresh."
+            )
 
 
 def note(history: dict[str, list[Any]], key: str, step: int, value: Any) -> None:
@@ -640,11 +652,14 @@ def train(job: Job, results: Path, runs: Path, fresh: bool = False, say: Callabl
 
 def _train(run: Run, path: Path, folder: Path, checkpoint: Path | None, say: Callable[[str], None]) -> str:
     job = run.job
+    header = run.header()
     measurements: dict[str, Any] = {"rows": [], "clocks": dict.fromkeys(CLOCKS, 0.0), "history": {}, "resumed_at": []}
+    measurements["settings"] = {key: header[key] for key in SETTINGS}
     if checkpoint is None:
         model = run.new_model()
     else:
         model, measurements = load_checkpoint(checkpoint, run.env)
+        check_settings(checkpoint, measurements.get("settings", {}), header)
     steps, history = model.num_timesteps, measurements["history"]
     note(history, "git_commit", steps, git_commit())
     note(history, "machine", steps, machine(job.device))

@@ -171,6 +171,15 @@ def test_stopped_run_goes_on_from_its_checkpoint(tmp_path):
     assert clocks == sorted(clocks)
 
 
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    train(SAC, tmp_path)
+    (tmp_path / "results" / f"{SAC.name}.csv").unlink()  # the settings are known from the checkpoint alone
+    other = replace(SAC, hyperparams=SAC.hyperparams | {"gamma": 0.5})
+    with pytest.raises(ValueError, match="other hyperparameters"):
+        train(other, tmp_path)
+    assert train(SAC, tmp_path) == "finished"
+
+
 def test_two_processes_cannot_make_the_same_run(tmp_path):
     import fcntl
 
@@ -282,6 +291,29 @@ def test_machines_share_a_queue_without_doing_anything_twice(tmp_path):
     # The machines that hold three jobs are gone
     rescue = learning.SharedQueue(storage, [], retry=True)
     assert sorted(rescue.take().job.seed for _ in range(3)) == sorted({0, 1, 2, 3} - {tickets[0].job.seed})
+
+
+def test_a_configuration_inside_the_checkout_has_the_same_name_on_every_machine(tmp_path):
+    command = ["--algo", "maac", "--env", "Hopper-v4", "--steps", "10", "--seeds", "0", "--conf-file"]
+    (job,) = learning.make_jobs(learning.parse_arguments([*command, str(learning.ROOT / "hyperparams/paper/maac.yml")]))
+    assert job.conf_file == "hyperparams/paper/maac.yml"
+    assert single_run.config_file(job) == learning.ROOT / job.conf_file
+    elsewhere = tmp_path / "mine.yml"
+    elsewhere.write_text("{}")
+    (job,) = learning.make_jobs(learning.parse_arguments([*command, str(elsewhere)]))
+    assert single_run.config_file(job) == elsewhere
+
+
+def test_a_run_that_is_stopped_before_it_trains_waits_again():
+    given_back = []
+
+    class Queue(learning.LocalQueue):
+        def give_back(self, ticket, exit_status):
+            given_back.append(exit_status)
+
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    learning.work(Queue([SAC]), 1, lambda job: [sys.executable, "-c", code])
+    assert given_back == [learning.STOPPED]
 
 
 def test_each_run_is_a_process_with_one_thread(tmp_path, capfd):

@@ -1,5 +1,6 @@
 """Capturing updates: what a CPU can test with a stand-in for the graph, and, where there is a GPU, the same numbers."""
 
+import pickle
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -14,6 +15,9 @@ class RecordedGraph:
 
     replays = 0
     captures = 0
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle 'CUDAGraph' object")
 
     def replay(self):
         RecordedGraph.replays += 1
@@ -64,6 +68,28 @@ def test_moved_tensors_are_captured_anew(recorded):
     assert (recorded.captures, recorded.replays) == (2, 4)
 
 
+def test_other_arguments_are_captured_anew(recorded):
+    ran = []
+    call = GraphedCall(ran.append, lambda: 0)
+    for size in (16, 64):
+        for _ in range(WARMUP_CALLS + 2):
+            call(size)
+    assert ran == [16] * (WARMUP_CALLS + 1) + [64] * (WARMUP_CALLS + 1)
+    assert (recorded.captures, recorded.replays) == (2, 4)
+
+
+def test_a_copy_is_captured_anew(recorded):
+    call = GraphedCall(int, int)
+    for _ in range(WARMUP_CALLS + 1):
+        call()
+    again = pickle.loads(pickle.dumps(call))
+    again()
+    assert (recorded.captures, recorded.replays) == (1, 1)
+    for _ in range(WARMUP_CALLS):
+        again()
+    assert (recorded.captures, recorded.replays) == (2, 2)
+
+
 def test_function_that_cannot_be_captured_runs_eagerly(recorded, monkeypatch):
     @contextmanager
     def refuse(graph):
@@ -71,6 +97,8 @@ def test_function_that_cannot_be_captured_runs_eagerly(recorded, monkeypatch):
         yield
 
     monkeypatch.setattr(th.cuda, "graph", refuse)
+    streams = []
+    monkeypatch.setattr(th.cuda, "set_stream", streams.append)
     ran = []
     call = GraphedCall(lambda: ran.append(1), lambda: 0)
     for _ in range(WARMUP_CALLS):
@@ -80,6 +108,7 @@ def test_function_that_cannot_be_captured_runs_eagerly(recorded, monkeypatch):
     call()
     assert len(ran) == WARMUP_CALLS + 2
     assert recorded.replays == 0
+    assert len(streams) == 1  # the stream that the capture left is current again
 
 
 def test_learning_rate_moves_into_a_tensor_and_back():

@@ -4,6 +4,7 @@ A whole gradient step as one CUDA graph: hundreds of small kernels are launched 
 
 import warnings
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import torch as th
 
@@ -17,13 +18,14 @@ class GraphedCall:
     replayed.
 
     The function must not read from the device, and work on tensors that stay where they are; ``signature`` tells when
-    they did not, and the graph is captured anew.
+    they did not, and the graph is captured anew. So it is for other arguments, and for a copy: a graph belongs to the
+    tensors that it was captured with.
 
-    :param function: what to call; it returns nothing
+    :param function: what to call; it returns nothing, and its arguments are hashable
     :param signature: anything that changes when the function's tensors were replaced, for example their addresses
     """
 
-    def __init__(self, function: Callable[[], None], signature: Callable[[], Hashable]) -> None:
+    def __init__(self, function: Callable[..., None], signature: Callable[[], Hashable]) -> None:
         self.function = function
         self.signature = signature
         self._graph: th.cuda.CUDAGraph | None = None
@@ -31,38 +33,47 @@ class GraphedCall:
         self._calls = 0
         self._failed = False
 
-    def __call__(self) -> None:
-        """Run the function once."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_graph": None, "_captured_for": None, "_calls": 0}
+
+    def __call__(self, *args: Hashable) -> None:
+        """
+        Run the function once.
+
+        :param args: of the function
+        """
         if self._failed:
-            return self.function()
-        signature = self.signature()
+            return self.function(*args)
+        signature = (args, self.signature())
         if signature != self._captured_for:
             self._graph, self._captured_for, self._calls = None, signature, 0
         if self._graph is None:
             if self._calls < WARMUP_CALLS:
                 self._calls += 1
-                return self._call_aside()
+                return self._call_aside(*args)
+            stream = th.cuda.current_stream()
             try:
                 graph = th.cuda.CUDAGraph()
                 with th.cuda.graph(graph):
-                    self.function()
+                    self.function(*args)
                 self._graph = graph
             except RuntimeError as error:
                 self._failed = True
+                th.cuda.set_stream(stream)  # a capture that fails at its end does not put it back
                 warnings.warn(
                     "The update could not be captured as a CUDA graph and runs eagerly, which is slower. A `reward_fn` "
                     "or `termination_fn` that copies between host and device (`.item()`, `torch.tensor(...)`) is the usual "
                     f"cause; `cuda_graphs=False` silences this. The error was: {error}",
                     stacklevel=2,
                 )
-                return self.function()
+                return self.function(*args)
         self._graph.replay()
 
-    def _call_aside(self) -> None:
+    def _call_aside(self, *args: Hashable) -> None:
         stream = th.cuda.Stream()
         stream.wait_stream(th.cuda.current_stream())
         with th.cuda.stream(stream):
-            self.function()
+            self.function(*args)
         th.cuda.current_stream().wait_stream(stream)
 
 

@@ -293,6 +293,12 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             self._resolve_termination_fn()
             self.world_model.termination_fn = self._known_termination_fn
 
+    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """SB3's. CUDA graphs hold on to the optimisers' old tensors and are captured anew."""
+        super().set_parameters(*args, **kwargs)
+        self._graphed_update = None
+        self.model_trainer.forget_graph()
+
     # -- What is refused ----------------------------------------------------------------------------------------------
 
     @classmethod
@@ -470,10 +476,8 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         if not self._graphs_updates:
             return self._update(batch_size)
         if self._graphed_update is None:
-            self._graphed_update = GraphedCall(
-                lambda: self._update(batch_size), lambda: (batch_size, *self._static_addresses())
-            )
-        self._graphed_update()
+            self._graphed_update = GraphedCall(self._update, self._static_addresses)
+        self._graphed_update(batch_size)
 
     def _update(self, batch_size: int) -> None:
         """
@@ -516,8 +520,8 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     @property
     def _graphs_updates(self) -> bool:
-        """Whether an update runs as a CUDA graph."""
-        return self.cuda_graphs and self._samples_on_device
+        """Whether an update runs as a CUDA graph. SB3's gSDE reads from the device, which a graph must not."""
+        return self.cuda_graphs and self._samples_on_device and not self.use_sde
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         learning_rate = self.lr_schedule(self._current_progress_remaining)
@@ -629,7 +633,6 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         """
         if self._finite_parameters:
             self.set_parameters(deepcopy(self._finite_parameters), exact_match=False, device=self.device)
-            self._graphed_update = None  # it holds the optimisers' old tensors
         raise NonFiniteError(
             f"Losses and parameters must stay finite, but at update {self._n_updates} (env step {self.num_timesteps}) "
             f"{what} did not. The agent is back at its last finite parameters and can be saved. Lower `learning_rate`, "

@@ -218,14 +218,14 @@ class ModelTrainer:
             best_mse = th.where(better, errors.mse, best_mse)
             best_cross_entropy = th.where(improved, errors.cross_entropy, best_cross_entropy)
             for kept, parameter in zip(best, parameters, strict=True):
-                kept[improved] = parameter.detach()[improved]
+                kept.copy_(th.where(improved.view(-1, 1, 1), parameter.detach(), kept))
             if bool(improved.any()):
                 improved_at = (epochs, gradient_steps)
 
         if not bool(th.stack([tensor.isfinite().all() for tensor in (errors.mse, best_mse, *parameters)]).all()):
             model.load_state_dict(before)
             self.optimizer.state.clear()
-            self._graphed_step = None  # it holds the optimiser's old tensors
+            self.forget_graph()
             raise NonFiniteError(
                 f"The world model's weights and its holdout error must stay finite, but after {epochs} epochs of a fit to "
                 f"{len(data)} transitions its holdout errors are {errors.mse.tolist()}. The model is as it was before "
@@ -245,6 +245,10 @@ class ModelTrainer:
             gradient_steps=gradient_steps,
             seconds=time.perf_counter() - start,
         )
+
+    def forget_graph(self) -> None:
+        """Capture the gradient step anew: the optimiser's tensors were replaced, and a graph would go on with the old ones."""
+        self._graphed_step = None
 
     def _shuffle(self, bootstrap: th.Tensor) -> th.Tensor:
         """

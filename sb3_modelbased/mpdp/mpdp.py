@@ -287,11 +287,13 @@ class MPDP(ModelBasedAlgorithm):
             "stopped_by_horizon": 1 - (plan.stopped_by_error + plan.stopped_by_terminal) / batch_size,
             "imagined_transitions": transitions,
         }
+        # One copy to the device, where the means are
+        values = plan.uncertainties.new_tensor(list(counts.values()))
         quantiles = plan.uncertainties.quantile(plan.uncertainties.new_tensor(QUANTILES))
         self.metrics.add(
             uncertainty=plan.uncertainties.mean(),
             **{f"uncertainty_q{100 * q:.0f}": value for q, value in zip(QUANTILES, quantiles, strict=True)},
-            **{name: th.tensor(float(value)) for name, value in counts.items()},
+            **dict(zip(counts, values.unbind(), strict=True)),
         )
 
     def learn(
