@@ -188,11 +188,12 @@ def train(name: str, seed: int, arguments: argparse.Namespace) -> None:
     record = Record(variant.env, arguments.interval, arguments.episodes)
     model.learn(steps, callback=record, log_interval=None)  # type: ignore[arg-type]
     command = ["python", "benchmarks/memb_figures.py", "--only", name, "--seeds", str(seed), "--steps", str(steps)]
+    command += ["--interval", str(arguments.interval), "--episodes", str(arguments.episodes)]
     command += [word for key, value in arguments.override.items() for word in ("--override", f"{key}={value}")]
     header = {
         "command": shlex.join(command), "env": variant.env, "algorithm": variant.algorithm.__name__, "seed": seed,
-        "steps": steps, "settings": settings, "episodes": arguments.episodes, "commit": git_commit(), "cpu": cpu_model(),
-        "threads": 1, "versions": versions(),
+        "steps": steps, "settings": settings, "interval": arguments.interval, "episodes": arguments.episodes,
+        "commit": git_commit(), "cpu": cpu_model(), "threads": 1, "versions": versions(),
     }  # fmt: skip
     dimensions = sorted({column for row in record.rows for column in row} - set(COLUMNS), key=lambda column: int(column[3:]))
     write_csv(path, header, record.rows, [*COLUMNS, *dimensions])
@@ -210,7 +211,9 @@ def curves(name: str, column: str, folder: Path) -> tuple[np.ndarray, np.ndarray
     tables = [read_csv(file)[1] for file in sorted(folder.glob(pattern))]
     if not tables:
         return None
-    rows = list(zip(*tables, strict=False))
+    by_step = [{int(row["env_step"]): row for row in table} for table in tables]
+    common = sorted(set.intersection(*map(set, by_step)))
+    rows = [[table[step] for table in by_step] for step in common]
     rows = [row for row in rows if all(entry.get(column) for entry in row)]
     if not rows:
         return None

@@ -7,11 +7,13 @@ Figures 2, 3 and 4 of MPDP's paper (Li et al., 2023) on Hopper-v4, shortened.
 - *Figure 2*: the mean length of the plans during training, for several thresholds u_T.
 - *Figure 3*: the one-step error of the model on the states that the policy visits, for several penalties beta: the mean L2
   norm over the 250 newest transitions, just before the model is fitted to them.
-- *Figure 4*: the return against beta, and that of plans of one step.
+- *Figure 4*: the return against beta, that of Hopper-v4's entry, and that of plans of one step; the last two are runs of
+  the learning benchmark (``Hopper-v4_mpdp_s*.csv`` and ``Hopper-v4_mpdp_h1_s*.csv``).
 
-The paper trains for 100,000 steps with four seeds and 20 updates per step. All else is Hopper-v4's entry in
-``hyperparams/mpdp.yml``. One run after the other, one thread; a run whose file is complete is skipped. Writes one CSV per run
-to ``benchmarks/results/`` and the plot to ``docs/images/``.
+The paper trains for 100,000 steps with four seeds, 20 updates per step and plans of up to 25 steps. All else is Hopper-v4's
+entry in ``hyperparams/mpdp.yml``, but for figure 2, whose plans need room to grow: up to 15 steps, and one update per step.
+One run after the other, one thread; a run whose file is complete is skipped. Writes one CSV per run to ``benchmarks/results/``
+and the plot to ``docs/images/``.
 """
 
 from __future__ import annotations
@@ -38,12 +40,17 @@ THRESHOLDS = (2.5, 3.0, 3.5)
 BETAS = (0.2, 0.5, 0.7)
 # The paper's values of beta, on the scale on which they weigh as much as Hopper's rewards: see docs/algos/mpdp.md
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{f"threshold{threshold}": {"uncertainty_threshold": threshold} for threshold in THRESHOLDS},
+    **{
+        f"threshold{threshold}": {"uncertainty_threshold": threshold, "horizon": 15, "gradient_steps": 1}
+        for threshold in THRESHOLDS
+    },
     **{f"beta{beta}": {"uncertainty_coef": beta, "uncertainty_penalty": "log"} for beta in BETAS},
-    "horizon1": {"horizon": 1},
 }
+# Curves of the learning benchmark that belong into figure 4
+FROM_BENCHMARK = {"entry": "Hopper-v4_mpdp_s*.csv", "horizon1": "Hopper-v4_mpdp_h1_s*.csv"}
 # Env steps between two rows, which is how often the model is fitted, and between two evaluations
 INTERVAL = 250
+STEPS = 15_000
 EVAL_INTERVAL = 1000
 COLUMNS = [
     "env_step", "return_mean", "visited_error", "horizon_mean", "horizon_max", "stopped_by_error", "stopped_by_terminal",
@@ -150,12 +157,14 @@ def train(variant: str, seed: int, arguments: argparse.Namespace) -> None:
         str(seed),
         "--only",
         variant,
+        "--episodes",
+        str(arguments.episodes),
     ]
     for key, value in arguments.override.items():
         command += ["--override", f"{key}={value}"]
     header = {
         "command": shlex.join(command), "env": ENV, "variant": variant, "seed": seed, "steps": arguments.steps,
-        "overrides": overrides, "episodes": arguments.episodes, "commit": git_commit(), "cpu": cpu_model(),
+        "settings": settings, "episodes": arguments.episodes, "commit": git_commit(), "cpu": cpu_model(),
         "threads": 1, "versions": versions(),
     }  # fmt: skip
     write_csv(path, header, record.rows, COLUMNS)
@@ -164,12 +173,12 @@ def train(variant: str, seed: int, arguments: argparse.Namespace) -> None:
 
 def curve(variant: str, column: str, folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """
-    :param variant: a key of ``VARIANTS``
+    :param variant: a key of ``VARIANTS`` or ``FROM_BENCHMARK``
     :param column: of the files
     :param folder: of the results
     :return: env steps [N] and values by seed [S, N], or None without files; the values are NaN where a file is blank
     """
-    files = sorted(folder.glob(f"mpdp_figures_{variant}_s*.csv"))
+    files = sorted(folder.glob(FROM_BENCHMARK.get(variant, f"mpdp_figures_{variant}_s*.csv")))
     tables = [read_csv(file)[1] for file in files]
     if not tables:
         return None
@@ -193,7 +202,7 @@ def plot(folder: Path, images: Path) -> None:
     panels: list[tuple[Any, Sequence[str], str, str]] = [
         (axes[0], [f"threshold{t}" for t in THRESHOLDS], "horizon_mean", "Mean length of the plans (figure 2)"),
         (axes[1], [f"beta{b}" for b in BETAS], "visited_error", "Model error on visited states (figure 3)"),
-        (axes[2], [*(f"beta{b}" for b in BETAS), "horizon1"], "return_mean", "Return (figure 4)"),
+        (axes[2], [*(f"beta{b}" for b in BETAS), *FROM_BENCHMARK], "return_mean", "Return (figure 4)"),
     ]
     for ax, variants, column, title in panels:
         for variant in variants:
@@ -209,7 +218,7 @@ def plot(folder: Path, images: Path) -> None:
                 steps = steps[3:]
             (line,) = ax.plot(steps, values.mean(axis=0), label=variant)
             ax.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color(), lw=0)
-        ax.set(title=title, xlabel="env steps")
+        ax.set(title=title, xlabel="env steps", xlim=(0, STEPS))
         if ax.get_legend_handles_labels()[1]:
             ax.legend(frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
@@ -231,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     :param argv: command line, without the program's name
     """
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=15_000, help="environment steps per run")
+    parser.add_argument("--steps", type=int, default=STEPS, help="environment steps per run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS), help="variants to run")
     parser.add_argument("--episodes", type=int, default=5, help="deterministic episodes per evaluation")

@@ -421,7 +421,9 @@ def provenance_table(results: Sequence[Result]) -> str:
                     "; ".join(machines), str(resumed),
                 ]
             )  # fmt: skip
-    return table(["task", "algorithm", "command", "hours: wall / CPU", "commit", "machine", "resumed runs"], rows)
+    head = "A command makes these runs at their commit; some of the settings that variants are named after have changed since."
+    columns = ["task", "algorithm", "command", "hours: wall / CPU", "commit", "machine", "resumed runs"]
+    return f"{head}\n\n{table(columns, rows)}"
 
 
 def diagnostics_table(results: Sequence[Result]) -> str:
@@ -698,12 +700,24 @@ def sections(
         "summary": summary,
         "goals": table(["task", "goal", "best of ours", "its return", "verdict"], goals) if goals else "No runs of ours yet.",
         "results": "\n\n".join(parts) or "No runs yet.",
-        "profiles": "![Performance profiles](images/benchmark_profiles.png)" if scores else "No runs yet.",
+        "profiles": profiles_text(scores, main) if scores else "No runs yet.",
         "variants": "\n\n".join(variants) or "None yet.",
         "diagnostics": diagnostics_table(results),
         "evidence": f"{EVIDENCE_TEXT}\n\n{evidence_table(evidence)}" if evidence else "None yet.",
         "provenance": provenance_table(results) if results else "No runs yet.",
     }
+
+
+def profiles_text(scores: dict[str, np.ndarray], results: Sequence[Result]) -> str:
+    """
+    :param scores: what :func:`normalized_scores` returned
+    :param results: that they are of
+    :return: the figure, and who is in it
+    """
+    shown = ", ".join(f"{display_name(algo)} ({len(values)} per task)" for algo, values in scores.items())
+    missing = dict.fromkeys(run.algo for run in results if run.env in TASKS and run.algo not in scores)
+    text = f"![Performance profiles](images/benchmark_profiles.png)\n\nRuns to the end on every task with a goal: {shown}."
+    return text + (f" Not in the figure, for want of some: {', '.join(map(display_name, missing))}." if missing else "")
 
 
 def fill(page: str, texts: dict[str, str]) -> str:

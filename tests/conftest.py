@@ -33,9 +33,7 @@ SMALL_BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "MEMB": {"reward_net_arch": [16]},
     "MPDP": {"horizon": 3},
 }
-ALGORITHMS: list[type[ModelBasedAlgorithm]] = [
-    getattr(sb3_modelbased, name) for name in ("MAAC", "MEMB", "MPDP") if hasattr(sb3_modelbased, name)
-]
+ALGORITHMS: list[type[ModelBasedAlgorithm]] = [sb3_modelbased.MAAC, sb3_modelbased.MEMB, sb3_modelbased.MPDP]
 
 MakeAgent = Callable[..., Any]
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import evidence  # noqa: E402
 import learning  # noqa: E402
 import memb_figures  # noqa: E402
+import mpdp_figures  # noqa: E402
 import report  # noqa: E402
 import single_run  # noqa: E402
 from records import EVAL_SEED, Job, read_csv, write_csv  # noqa: E402
@@ -516,3 +517,19 @@ def test_figure_scripts_train_with_the_settings_of_the_zoo(tmp_path):
     # A true model is never fitted
     assert read_csv(tmp_path / "memb_figures_true_model_s0.csv")[1][1]["w1_state"] == ""
     assert (tmp_path / "memb_figures.png").exists()
+
+
+def test_mpdps_figure_script(tmp_path):
+    small = ["learning_starts=250", "batch_size=16", "model_gradient_steps=5", "model_net_arch=[8]", "gradient_steps=1"]
+    overrides = [word for text in small for word in ("--override", text)]
+    folders = ["--results", str(tmp_path), "--images", str(tmp_path)]
+    mpdp_figures.main(["--only", "beta0.5", "--seeds", "0", "--steps", "500", "--episodes", "1", *overrides, *folders])
+    header, rows = read_csv(tmp_path / "mpdp_figures_beta0.5_s0.csv")
+    assert [int(row["env_step"]) for row in rows] == [250, 500]
+    # 250 transitions that the model has not seen, after its first fit
+    assert rows[0]["visited_error"] == ""
+    assert float(rows[1]["visited_error"]) > 0
+    assert 0 <= float(rows[1]["horizon_mean"]) <= float(rows[1]["horizon_max"]) <= 5
+    assert "critic_layer_norm" in header["settings"]
+    assert "--override gradient_steps=1" in header["command"]
+    assert (tmp_path / "mpdp_figures.png").exists()

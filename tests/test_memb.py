@@ -32,6 +32,19 @@ class PointModel:
         return next_observations, -next_observations.square().sum(dim=-1) - 0.1 * actions.square().sum(dim=-1)
 
 
+class ColumnOfRewards(PointModel):
+    """Its rewards would broadcast against a batch of values."""
+
+    def step(self, observations, actions):
+        next_observations, rewards = super().step(observations, actions)
+        return next_observations, rewards.unsqueeze(-1)
+
+
+class NoRewards(PointModel):
+    def step(self, observations, actions):
+        return super().step(observations, actions)[0]
+
+
 def beyond_limit(observations, actions, next_observations):
     return next_observations[..., 0].abs() > LIMIT
 
@@ -378,6 +391,15 @@ def _tensors(tree, prefix=""):
     return {path: tensor for key, value in items for path, tensor in _tensors(value, f"{prefix}{key}.").items()}
 
 
+def test_a_known_reward_takes_the_place_of_the_true_model_s():
+    agent = known_agent(reward_fn=lambda s, a, s2: 2 * s[..., 0] + a[..., 1] - s2[..., 1])
+    batch = batch_of(agent)
+    step = agent.dynamics.step(batch.observations, batch.actions)
+    (states, actions), next_states = _raw(agent, batch), step.next_observations
+    assert th.equal(next_states, PointModel().step(states, actions)[0])
+    assert th.equal(step.rewards, 2 * states[:, 0] + actions[:, 1] - next_states[:, 1])
+
+
 def test_a_loaded_true_model_still_works(tmp_path):
     agent = known_agent()
     agent.save(tmp_path / "agent")
@@ -406,6 +428,32 @@ def test_vec_normalize(algorithm):
         assert loss.item() == pytest.approx(0.5 * errors.square().mean(dim=1).sum().item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_actor_s_rewards_are_normalised_as_the_critics(k):
+    env = VecNormalize(DummyVecEnv([PointEnv]))
+    agent = known_agent(env=env, steps=80, imagination_horizon=k, termination_fn=beyond_limit)
+    batch = batch_of(agent)
+
+    def normalised(observations):
+        return th.as_tensor(env.normalize_obs(observations.numpy()), dtype=th.float32)
+
+    with th.no_grad():
+        actual = embedded_values(agent, batch)
+        th.manual_seed(3)
+        actions, log_probs = agent._policy_fn(batch.observations)
+        states, total, weight = batch.observations, 0.0, th.ones(32)
+        for step in range(k):
+            if step:
+                actions, log_probs = agent.actor.action_log_prob(normalised(states))
+            next_states, rewards = PointModel().step(states, agent.world_model.unscale_actions(actions))
+            rewards = th.as_tensor(env.normalize_reward(rewards.numpy()), dtype=th.float32)
+            total = total + weight * (rewards - ALPHA * log_probs)
+            weight = weight * GAMMA * (1 - beyond_limit(states, actions, next_states).float())
+            states = next_states
+        values = total + weight * agent.value(normalised(states))
+    assert th.allclose(actual, values, rtol=1e-3, atol=1e-3)
+
+
 def test_shared_features_extractor():
     agent = known_agent(policy_kwargs={"net_arch": [16], "share_features_extractor": True})
     batch = batch_of(agent)
@@ -424,6 +472,8 @@ def test_shared_features_extractor():
         ({"model_loss": "mse"}, "`model_loss` must be one of 'sampled_mse', 'nll'"),
         ({"true_model": "pendulum"}, "`true_model` must be"),
         ({"true_model": "gymnasium"}, "Pendulum-v1"),
+        ({"true_model": ColumnOfRewards()}, r"\(3, 2\), but they are \(3, 2, 3\), \(3, 2, 1\)"),
+        ({"true_model": NoRewards()}, r"but they are \(3, 2, 3\)\."),
     ],
 )
 def test_bad_arguments(kwargs, message):
@@ -520,3 +570,36 @@ def test_svg_weights_are_cut_off():
 def test_svg_refuses_what_it_cannot_infer(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         make_agent(SVG1, steps=0, **kwargs)
+
+
+def test_svg_refuses_a_buffer_without_the_probabilities_of_its_actions(tmp_path):
+    agent = make_agent(SVG1)
+    agent.save_replay_buffer(tmp_path / "own")
+    make_agent(MEMB).save_replay_buffer(tmp_path / "other")
+    agent.load_replay_buffer(tmp_path / "own")
+    with pytest.raises(ValueError, match="BehaviorReplayBuffer"):
+        agent.load_replay_buffer(tmp_path / "other")
+
+
+def test_svg_objective_by_a_plain_loop():
+    # A known termination ends some real transitions, and VecNormalize changes what the agent sees
+    env = VecNormalize(DummyVecEnv([PointEnv]))
+    agent = make_agent(SVG1, env=env, steps=80)
+    batch = batch_of(agent)
+    batch = batch._replace(dones=(th.arange(32) % 3 == 0).float().unsqueeze(1))
+    agent.world_model.fit_normalizers(agent.real_data[:])
+    fresh_log_probs = th.randn(32)
+    values = agent._embedded_values(batch, batch.actions, fresh_log_probs, agent.entropy_coef()).detach()
+    for row in range(32):
+        seen, next_seen = (
+            th.as_tensor(env.normalize_obs(x[row : row + 1].numpy()), dtype=th.float32)
+            for x in (batch.observations, batch.next_observations)
+        )
+        mean, log_std, _ = agent.actor.get_action_dist_params(seen)
+        log_prob = squashed_log_probs(mean, log_std.exp(), batch.actions[row : row + 1]).detach()
+        weight = min(float((log_prob - batch.behavior_log_probs[row]).exp()), agent.max_importance_weight)
+        value = float(env.normalize_reward(batch.rewards[row].numpy())[0])
+        if row % 3:
+            value += GAMMA * agent.value(next_seen).item()
+        expected = weight * value - ALPHA * fresh_log_probs[row].item()
+        assert values[row].item() == pytest.approx(expected, rel=2e-3, abs=2e-3)

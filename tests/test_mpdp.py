@@ -14,8 +14,9 @@ from toy_envs import PointEnv
 from sb3_modelbased import MPDP
 from sb3_modelbased.common.agent_view import IdentityView
 from sb3_modelbased.common.imagination import imagine
+from sb3_modelbased.common.policies import frozen
 from sb3_modelbased.common.returns import discounted_sum
-from sb3_modelbased.mpdp.mpdp import frozen
+from sb3_modelbased.mpdp.mpdp import held_fixed
 
 INF = float("inf")
 NO_LIMIT = 1e9
@@ -76,18 +77,19 @@ def draw_members_by_state(agent: MPDP, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "step_predicted", step)
 
 
-def literal_objective(agent: MPDP, start: th.Tensor, ent_coef: th.Tensor) -> tuple[th.Tensor, str, int]:
+def literal_objective(agent: MPDP, start: th.Tensor, ent_coef: th.Tensor, learned: bool) -> tuple[th.Tensor, str, int]:
     """
     Equation 9 for one start state, step by step, in the paper's words.
 
+    :param learned: whether termination is a classifier of the model
     :return: J, what ended the plan, and the number of model steps
     """
     model, state = agent.world_model, start
-    total, discount = th.zeros(()), 1.0
+    total, discount = th.zeros(()), th.ones(())
     for step in range(agent.horizon):
         action, log_prob = agent.policy.policies[step].action_log_prob(state.unsqueeze(0))
         action, log_prob = action[0], log_prob[0]
-        mean, log_var, _ = model.elite_ensemble(model.inputs(state.unsqueeze(0), action.unsqueeze(0)))
+        mean, log_var, logits = model.elite_ensemble(model.inputs(state.unsqueeze(0), action.unsqueeze(0)))
         mean, std = mean[:, 0], (0.5 * log_var[:, 0]).exp()
         u = th.zeros(())
         for i in range(len(mean)):
@@ -102,10 +104,11 @@ def literal_objective(agent: MPDP, start: th.Tensor, ent_coef: th.Tensor) -> tup
         sample = mean[member] + 0.3 * std[member]
         targets = sample * model.target_normalizer.std + model.target_normalizer.mean
         next_state, reward = state + targets[:-1], targets[-1]
-        total = total + discount * (reward - ent_coef * log_prob - agent.uncertainty_coef * u)
-        if next_state[0] > 0.6:
+        total = total + discount * (agent._view.rewards(reward) - ent_coef * log_prob - agent.uncertainty_coef * u)
+        ends = 1 / (1 + (-logits[member, 0, 0]).exp()) if learned else (next_state[0] > 0.6).float()
+        if ends >= 0.99:
             return total, "terminal", step + 1
-        discount *= agent.gamma
+        discount = discount * agent.gamma * (1 - ends)
         state = next_state
     with frozen(agent.actor):
         action, log_prob = agent.actor.action_log_prob(state.unsqueeze(0))
@@ -113,9 +116,22 @@ def literal_objective(agent: MPDP, start: th.Tensor, ent_coef: th.Tensor) -> tup
     return total + discount * value, "horizon", agent.horizon
 
 
+class HalvedRewards(IdentityView):
+    """What VecNormalize does to rewards."""
+
+    def rewards(self, rewards: th.Tensor) -> th.Tensor:
+        return 0.5 * rewards
+
+
 @pytest.mark.usefixtures("_no_chance")
-def test_objective_and_gradients_against_a_literal_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = make(uncertainty_coef=0.5)
+@pytest.mark.parametrize("learned", [False, True])
+def test_objective_and_gradients_against_a_literal_loop(monkeypatch: pytest.MonkeyPatch, learned: bool) -> None:
+    agent = make(uncertainty_coef=0.5, termination_fn=None if learned else ends_to_the_right)
+    agent._view = HalvedRewards()
+    if learned:  # a classifier of everything between certain and impossible
+        agent.world_model.terminations_seen.fill_(True)
+        last = agent.world_model.ensemble.mlp[-1]
+        last.weight.data[..., -1] *= 30.0
     spread_out(agent)
     draw_members_by_state(agent, monkeypatch)
     starts, ent_coef = 0.5 * th.randn(200, 3), agent.entropy_coef()
@@ -128,7 +144,7 @@ def test_objective_and_gradients_against_a_literal_loop(monkeypatch: pytest.Monk
     objective = agent._objective(plan, ent_coef)
     gradients = th.autograd.grad(objective.mean(), parameters, allow_unused=True)
 
-    expected, reasons, lengths = zip(*(literal_objective(agent, start, ent_coef) for start in starts), strict=True)
+    expected, reasons, lengths = zip(*(literal_objective(agent, start, ent_coef, learned) for start in starts), strict=True)
     expected_gradients = th.autograd.grad(th.stack(expected).mean(), parameters, allow_unused=True)
 
     assert min(reasons.count(reason) for reason in ("error", "terminal", "horizon")) >= 10
@@ -282,12 +298,39 @@ def test_all_policies_learn_where_everything_is_trusted() -> None:
     assert agent.imagined_transitions == agent._n_updates * 3 * agent.batch_size
 
 
-def test_the_critics_get_no_gradient_from_the_plan() -> None:
+def test_the_critics_get_no_gradient_from_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = make(uncertainty_threshold=INF)
     agent.learn(25)
+    left_by_their_own_loss = []
+    critic_step = agent.critic.optimizer.step
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        left_by_their_own_loss[:] = [p.grad.clone() for p in agent.critic.parameters()]
+        critic_step(*args, **kwargs)
+
+    monkeypatch.setattr(agent.critic.optimizer, "step", step)
+    agent._update(8)
     assert all(p.requires_grad for p in agent.actor.parameters())
-    for p in agent.world_model.elite_ensemble.parameters():
-        assert p.grad is None
+    assert all(p.grad.equal(own) for p, own in zip(agent.critic.parameters(), left_by_their_own_loss, strict=True))
+    assert all(p.grad is None for p in agent.world_model.elite_ensemble.parameters())
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_the_value_behind_the_horizon_has_no_gradient_for_the_policy_that_acts(use_sde: bool) -> None:
+    agent = make(use_sde=use_sde)
+    if use_sde:
+        agent.policy.reset_noise()
+    states = th.randn(6, 3, requires_grad=True)
+    with held_fixed(agent.actor):
+        actions, log_probs = agent.actor.action_log_prob(states)
+    value = agent.critic(states, actions).sum() - log_probs.sum()
+    *of_the_policy, of_the_states = th.autograd.grad(value, [*agent.actor.parameters(), states], allow_unused=True)
+    assert of_the_policy == [None] * len(of_the_policy)
+    assert of_the_states is not None
+    # Afterwards it learns again, the deviation of its noise included
+    actions, log_probs = agent.actor.action_log_prob(states)
+    gradients = th.autograd.grad(actions.sum() + log_probs.sum(), list(agent.actor.parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
 def test_the_penalty_is_linear_or_logarithmic() -> None:

@@ -85,22 +85,32 @@ def test_membs_value_is_made_of_the_critics_layers():
     assert policy.value_target(observations).equal(policy.value_target(observations))
 
 
+class LinearExtractor(nn.Module):
+    def __init__(self, observation_space):
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.features_dim = 4
+
+    def forward(self, observations):
+        return self.linear(observations)
+
+
 @pytest.mark.parametrize("share", [False, True])
-def test_who_trains_the_features_extractor(share):
-    class Extractor(nn.Module):
-        def __init__(self, observation_space):
-            super().__init__()
-            self.linear = nn.Linear(3, 4)
-            self.features_dim = 4
-
-        def forward(self, observations):
-            return self.linear(observations)
-
-    policy = make(ModelBasedSACPolicy, net_arch=[8], features_extractor_class=Extractor, share_features_extractor=share)
-    policy.critic(th.randn(6, 3), th.rand(6, 2)).sum().backward()
-    gradients = [parameter.grad for parameter in policy.critic.features_extractor.parameters()]
-    assert all((gradient is None) == share for gradient in gradients)
-    assert (policy.critic.features_extractor is policy.actor.features_extractor) == share
+@pytest.mark.parametrize("imagined", [False, True])
+def test_who_trains_the_features_extractor(share, imagined):
+    kwargs = {"net_arch": [8], "features_extractor_class": LinearExtractor, "share_features_extractor": share}
+    policy = make(MEMBPolicy, **kwargs)
+    observations = th.randn(6, 3, requires_grad=imagined)
+    (policy.critic(observations, th.rand(6, 2)).sum() + policy.value(observations).sum()).backward()
+    for network in (policy.critic, policy.value):
+        assert (network.features_extractor is policy.actor.features_extractor) == share
+        for parameter in network.features_extractor.parameters():
+            assert (parameter.grad is None) == share
+            assert parameter.requires_grad
+    if imagined:  # the gradient for the state is that of both networks, extractor and all
+        assert (observations.grad != 0).any(dim=1).all()
+    policy.actor.action_log_prob(th.randn(6, 3))[1].sum().backward()
+    assert all(parameter.grad is not None for parameter in policy.actor.features_extractor.parameters())
 
 
 def test_the_gradient_for_the_action_passes_a_shared_extractor():

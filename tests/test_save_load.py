@@ -206,6 +206,22 @@ def test_arguments_are_saved(make_agent, algorithm, tmp_path):
     assert algorithm.load(tmp_path / "agent", gamma=0.8).gamma == 0.8
 
 
+def test_a_fixed_entropy_coefficient_given_when_loading(make_agent, algorithm, tmp_path):
+    make_agent(ent_coef=0.4).learn(25).save(tmp_path / "agent")
+    assert algorithm.load(tmp_path / "agent").entropy_coef().item() == pytest.approx(0.4)
+    loaded = algorithm.load(tmp_path / "agent", env=PointEnv(), ent_coef=0.1)
+    assert loaded.entropy_coef().item() == pytest.approx(0.1)
+    loaded.learn(5)
+    with pytest.raises(RuntimeError, match=r"fixed or a learned `ent_coef`.*cannot be changed when an agent is loaded"):
+        algorithm.load(tmp_path / "agent", ent_coef="auto")
+
+
+def test_other_networks_when_loading(make_agent, algorithm, tmp_path):
+    make_agent(ensemble_size=4).learn(25).save(tmp_path / "agent")
+    with pytest.raises(RuntimeError, match="`ensemble_size`"):
+        algorithm.load(tmp_path / "agent", ensemble_size=5)
+
+
 def test_get_and_set_parameters(make_agent):
     agent, other = make_agent().learn(25), make_agent(seed=9).learn(25)
     state = state_of(agent)

@@ -17,7 +17,8 @@ class FixedEntropyCoef(nn.Module):
 
     def __init__(self, value: float) -> None:
         super().__init__()
-        self.register_buffer("value", th.tensor(value))
+        # An argument and nothing learned: not in the state, so that another value can be given when an agent is loaded
+        self.register_buffer("value", th.tensor(value), persistent=False)
 
     def forward(self) -> th.Tensor:
         """

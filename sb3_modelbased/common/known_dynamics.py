@@ -27,8 +27,8 @@ class KnownDynamics:
     A :class:`TrueModel` as the :class:`~sb3_modelbased.common.world_model.Dynamics` that algorithms imagine with.
 
     :param model: the true model
-    :param world_model: knows the bounds of the actions and, where it is known, the termination function; without a
-        termination function the task never terminates
+    :param world_model: knows the bounds of the actions and, where they are known, the reward function, which then takes the
+        place of the model's, and the termination function; without one the task never terminates
     """
 
     def __init__(self, model: TrueModel, world_model: WorldModel) -> None:
@@ -43,10 +43,34 @@ class KnownDynamics:
         """
         unscaled = self.world_model.unscale_actions(actions)
         next_observations, rewards = self.model.step(observations, unscaled)
+        if self.world_model.reward_fn is not None:
+            rewards = self.world_model.reward_fn(observations, unscaled, next_observations)
         if self.world_model.termination_fn is None:
             return ModelStep(next_observations, rewards, th.zeros_like(rewards))
         terminated = self.world_model.termination_fn(observations, unscaled, next_observations)
         return ModelStep(next_observations, rewards, terminated.to(rewards.dtype))
+
+
+def check_true_model(model: TrueModel, observations: th.Tensor, actions: th.Tensor) -> None:
+    """
+    Ask a user's model for one step.
+
+    :param model: the user's
+    :param observations: [..., O]
+    :param actions: [..., A]
+    :raises ValueError: if the answer is not of the shapes that :class:`TrueModel` promises
+    """
+    answer = model.step(observations, actions)
+    parts = answer if isinstance(answer, tuple) else (answer,)
+    got = [tuple(part.shape) if isinstance(part, th.Tensor) else type(part).__name__ for part in parts]
+    expected = [tuple(observations.shape), tuple(observations.shape[:-1])]
+    if got != expected:
+        raise ValueError(
+            "`true_model.step(observations, actions)` must return next observations and rewards as tensors: for observations "
+            f"of shape {expected[0]} and actions of shape {tuple(actions.shape)} they must be of the shapes {expected[0]} and "
+            f"{expected[1]}, but they are {', '.join(map(str, got))}. Work on the last dimension only, and keep no dimension "
+            "of size 1 in the rewards."
+        )
 
 
 def resolve_true_model(

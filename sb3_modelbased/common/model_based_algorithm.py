@@ -294,8 +294,20 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             self.world_model.termination_fn = self._known_termination_fn
 
     def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        """SB3's. CUDA graphs hold on to the optimisers' old tensors and are captured anew."""
-        super().set_parameters(*args, **kwargs)
+        """
+        SB3's. CUDA graphs hold on to the optimisers' old tensors and are captured anew.
+
+        :raises RuntimeError: if the parameters are those of other networks
+        """
+        try:
+            super().set_parameters(*args, **kwargs)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "The parameters must fit the agent's networks, but they are those of others. What decides about networks "
+                "(`policy_kwargs`, `ensemble_size`, `n_elites`, `model_net_arch`, a known or a learned reward or termination, "
+                "a fixed or a learned `ent_coef`, MPDP's `horizon`) cannot be changed when an agent is loaded. The error "
+                f"was: {error}"
+            ) from error
         self._graphed_update = None
         self.model_trainer.forget_graph()
 
@@ -370,11 +382,18 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         if callable(self.termination_fn):
             self._check_user_fn("termination_fn", self.termination_fn)
 
-    def _check_user_fn(self, name: str, function: Any) -> None:
-        """Call a user's function once, on two leading dimensions, because imagination does."""
+    def _example_pairs(self) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :return: observations [3, 2, O] and actions [3, 2, A] to try a user's function on: imagination has two leading
+            dimensions
+        """
         assert isinstance(self.action_space, spaces.Box)
         observations = th.zeros(3, 2, get_flattened_obs_dim(self.observation_space), device=self.device)
-        actions = th.zeros(3, 2, int(np.prod(self.action_space.shape)), device=self.device)
+        return observations, th.zeros(3, 2, int(np.prod(self.action_space.shape)), device=self.device)
+
+    def _check_user_fn(self, name: str, function: Any) -> None:
+        """Call a user's function once."""
+        observations, actions = self._example_pairs()
         result = function(observations, actions, observations)
         if not isinstance(result, th.Tensor) or result.shape != (3, 2):
             got = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__

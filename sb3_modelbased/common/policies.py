@@ -1,6 +1,8 @@
 """SB3's SAC policy with critics that are evaluated as one batched network and an actor that samples in fewer operations."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch as th
@@ -16,6 +18,20 @@ from sb3_modelbased.common.ensemble import EnsembleMLP
 
 # As in SB3's SquashedDiagGaussianDistribution: keeps the logarithm finite where an action saturates
 SQUASHING_EPSILON = 1e-6
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """
+    Evaluate a module as a constant function: the gradient flows to its inputs and not to its parameters.
+
+    :param module: whose parameters all require a gradient outside
+    """
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 def standard_normal(like: th.Tensor) -> th.Tensor:
@@ -107,10 +123,9 @@ class EnsembleCritic(BaseModel):
         :param actions: scaled to [-1, 1], [B, A]
         :return: every critic's value, [n_critics, B]
         """
-        # With a shared extractor only the actor's loss trains it, as in SB3; imagined states need their own gradient
-        needs_grad = observations.requires_grad or not self.share_features_extractor
-        with th.set_grad_enabled(th.is_grad_enabled() and needs_grad):
-            assert self.features_extractor is not None
+        assert self.features_extractor is not None
+        # A shared extractor learns from the actor's own features only, as in SB3; imagined states need their gradient
+        with frozen(self.features_extractor) if self.share_features_extractor else nullcontext():
             features = self.extract_features(observations, self.features_extractor)
         return self.q_networks(th.cat([features, actions], dim=1)).squeeze(-1)
 

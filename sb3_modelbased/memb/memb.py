@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayB
 
 from sb3_modelbased.common.errors import check_count
 from sb3_modelbased.common.imagination import imagine
-from sb3_modelbased.common.known_dynamics import KnownDynamics, TrueModel, resolve_true_model
+from sb3_modelbased.common.known_dynamics import KnownDynamics, TrueModel, check_true_model, resolve_true_model
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
 from sb3_modelbased.common.model_trainer import ModelLoss, nll_loss, sampled_mse_loss
 from sb3_modelbased.common.returns import alive, discounted_sum, lambda_returns
@@ -50,7 +50,8 @@ class MEMB(ModelBasedAlgorithm):
         :class:`~sb3_modelbased.common.model_trainer.ModelLoss`
     :param true_model: the true dynamics instead of a learned model: an object with
         ``step(observations, actions) -> (next_observations, rewards)`` in environment units, or "gymnasium" for those of a
-        Gymnasium task (Pendulum-v1). ``termination_fn`` says where it terminates; without one it never does
+        Gymnasium task (Pendulum-v1). ``termination_fn`` says where it terminates; without one it never does. A
+        ``reward_fn`` takes the place of its rewards
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param kwargs: further arguments of :class:`~sb3_modelbased.common.model_based_algorithm.ModelBasedAlgorithm`: SB3's
         and the model's
@@ -121,6 +122,7 @@ class MEMB(ModelBasedAlgorithm):
         self._known_true_model = resolve_true_model(self.true_model, self.env, self._known_true_model)
         self.dynamics: Dynamics = self.world_model
         if self._known_true_model is not None:
+            check_true_model(self._known_true_model, *self._example_pairs())
             self.dynamics = KnownDynamics(self._known_true_model, self.world_model)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:

@@ -1,5 +1,7 @@
 """Policies for MEMB."""
 
+from contextlib import nullcontext
+
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
@@ -8,7 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_modelbased.common.ensemble import EnsembleMLP
-from sb3_modelbased.common.policies import EnsembleCritic, ModelBasedSACPolicy
+from sb3_modelbased.common.policies import EnsembleCritic, ModelBasedSACPolicy, frozen
 
 
 class ValueFunction(BaseModel):
@@ -22,6 +24,7 @@ class ValueFunction(BaseModel):
     :param features_dim: Number of features
     :param activation_fn: Activation function
     :param normalize_images: Whether to normalize images or not
+    :param share_features_extractor: Whether the features extractor is shared with the actor, which then trains it
     :param layer_norm: Normalise each hidden layer before its activation
     :param dropout: Probability of dropping a hidden unit in training
     """
@@ -35,12 +38,14 @@ class ValueFunction(BaseModel):
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
+        share_features_extractor: bool = False,
         layer_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
+        self.share_features_extractor = share_features_extractor
         # An ensemble of one: the network that the critics are made of
         self.v_network = EnsembleMLP(1, features_dim, 1, net_arch, activation_fn, layer_norm, dropout)
 
@@ -50,7 +55,9 @@ class ValueFunction(BaseModel):
         :return: [B]
         """
         assert self.features_extractor is not None
-        return self.v_network(self.extract_features(observations, self.features_extractor))[0].squeeze(-1)
+        with frozen(self.features_extractor) if self.share_features_extractor else nullcontext():
+            features = self.extract_features(observations, self.features_extractor)
+        return self.v_network(features)[0].squeeze(-1)
 
 
 class MEMBPolicy(ModelBasedSACPolicy):
@@ -95,8 +102,7 @@ class MEMBPolicy(ModelBasedSACPolicy):
         :return: a state value, on the policy's device
         """
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
-        for critics_only in ("n_critics", "share_features_extractor"):
-            kwargs.pop(critics_only)
+        del kwargs["n_critics"]
         return ValueFunction(**kwargs, **self.critic_extras).to(self.device)
 
     def set_training_mode(self, mode: bool) -> None:

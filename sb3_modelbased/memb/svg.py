@@ -121,10 +121,22 @@ class SVG1(MEMB):
                 raise ValueError(
                     f"SVG1 only learns from real transitions, so `{name}` must be 1, but it is {getattr(self, name)}."
                 )
-        if not issubclass(self.replay_buffer_class or ReplayBuffer, BehaviorReplayBuffer):
+        self._check_replay_buffer_class(self.replay_buffer_class or ReplayBuffer)
+
+    def load_replay_buffer(self, *args: Any, **kwargs: Any) -> None:
+        """
+        SB3's.
+
+        :raises ValueError: if the file holds a buffer without the probabilities of its actions
+        """
+        super().load_replay_buffer(*args, **kwargs)
+        self._check_replay_buffer_class(type(self.replay_buffer))
+
+    def _check_replay_buffer_class(self, given: Any) -> None:
+        if not issubclass(given, BehaviorReplayBuffer):
             raise ValueError(
                 "`replay_buffer_class` must be a BehaviorReplayBuffer for SVG1, which weighs transitions by the probability "
-                f"of their actions, but it is {self.replay_buffer_class}. Leave it out."
+                f"of their actions, but it is {given}. Leave it out, and load only what SVG1 has saved."
             )
 
     def _imagined_per_update(self, batch_size: int) -> int:

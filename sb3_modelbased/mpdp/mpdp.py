@@ -7,10 +7,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from stable_baselines3.sac.policies import Actor
 from torch import nn
 
 from sb3_modelbased.common.errors import check_at_least, check_count
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
+from sb3_modelbased.common.policies import frozen
 from sb3_modelbased.common.uncertainty import PENALTIES, one_vs_rest_kl
 from sb3_modelbased.mpdp.policies import MPDPPolicy
 
@@ -185,7 +187,7 @@ class MPDP(ModelBasedAlgorithm):
                 break
         else:
             # At H_max: end with V(s_H) = Q(s_H, a_H) - alpha log pi(a_H | s_H) of the policy that acts, held fixed (pi_old)
-            with frozen(self.actor):
+            with held_fixed(self.actor):
                 actions, log_probs = self._policy_fn(states)
             ends.append((rows, weights, states, actions, log_probs))
         assert first_log_probs is not None
@@ -326,14 +328,21 @@ def _select(rows: th.Tensor, *tensors: th.Tensor) -> tuple[th.Tensor, ...]:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def held_fixed(policy: Actor) -> Iterator[None]:
     """
-    Evaluate a module as a constant function: the gradient flows to its inputs and not to its parameters.
+    Evaluate a policy as a constant function: the gradient flows to the states and not to its parameters.
 
-    :param module: whose parameters all require a gradient outside
+    :param policy: whose parameters all require a gradient outside
     """
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
+    with frozen(policy):
+        if not policy.use_sde:
+            yield
+            return
+        # gSDE's noise was drawn before, as a function of the policy's deviation
+        noise = policy.action_dist
+        drawn = noise.exploration_mat, noise.exploration_matrices
+        noise.exploration_mat, noise.exploration_matrices = (matrices.detach() for matrices in drawn)
+        try:
+            yield
+        finally:
+            noise.exploration_mat, noise.exploration_matrices = drawn
