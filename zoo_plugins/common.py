@@ -36,6 +36,7 @@ def sample_model_based_params(trial: "optuna.Trial") -> dict[str, Any]:
     # From 2**6=64 to 2**9=512
     batch_size_pow = trial.suggest_int("batch_size_pow", 6, 9)
     learning_rate = trial.suggest_float("learning_rate", 5e-5, 0.002, log=True)
+    value_learning_rate = trial.suggest_float("value_learning_rate", 1e-4, 0.004, log=True)
     # Polyak coeff
     tau = trial.suggest_float("tau", 0.001, 0.08, log=True)
     # Update to data ratio, for n_envs=1 and train_freq=1
@@ -47,6 +48,7 @@ def sample_model_based_params(trial: "optuna.Trial") -> dict[str, Any]:
     model_net_arch = trial.suggest_categorical("model_net_arch", ["small", "medium", "big"])
     model_learning_rate = trial.suggest_float("model_learning_rate", 2e-4, 0.004, log=True)
     model_train_freq = trial.suggest_categorical("model_train_freq", [125, 250, 500, 1000])
+    model_gradient_steps = trial.suggest_categorical("model_gradient_steps", [60, 120, 240, 480])
 
     # Display true values
     trial.set_user_attr("gamma", 1 - one_minus_gamma)
@@ -57,6 +59,7 @@ def sample_model_based_params(trial: "optuna.Trial") -> dict[str, Any]:
         "one_minus_gamma": one_minus_gamma,
         "batch_size_pow": batch_size_pow,
         "learning_rate": learning_rate,
+        "value_learning_rate": value_learning_rate,
         "tau": tau,
         "gradient_steps": gradient_steps,
         "ent_coef": ent_coef,
@@ -64,6 +67,7 @@ def sample_model_based_params(trial: "optuna.Trial") -> dict[str, Any]:
         "model_net_arch": model_net_arch,
         "model_learning_rate": model_learning_rate,
         "model_train_freq": model_train_freq,
+        "model_gradient_steps": model_gradient_steps,
     }
 
 

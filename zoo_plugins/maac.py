@@ -22,6 +22,8 @@ def sample_maac_params(trial: "optuna.Trial", n_actions: int, n_envs: int, addit
     sampled_params = sample_model_based_params(trial)
     sampled_params["horizon"] = trial.suggest_int("horizon", 1, 10)
     sampled_params["critic_targets"] = trial.suggest_categorical("critic_targets", ["on_policy", "steve", "one_step"])
+    # None: all pairs of the imagined trajectories. It only matters for "on_policy"
+    sampled_params["critic_batch_size"] = trial.suggest_categorical("critic_batch_size", [None, 256, 512])
     sampled_params["real_ratio"] = trial.suggest_float("real_ratio", 0.02, 1.0, log=True)
     sampled_params["rollout_length"] = trial.suggest_int("rollout_length", 1, 20, log=True)
     return convert_maac_params(sampled_params)

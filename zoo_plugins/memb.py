@@ -20,8 +20,8 @@ def sample_memb_params(trial: "optuna.Trial", n_actions: int, n_envs: int, addit
     :return: arguments of the constructor
     """
     sampled_params = sample_model_based_params(trial)
-    sampled_params["value_learning_rate"] = trial.suggest_float("value_learning_rate", 1e-4, 0.004, log=True)
     sampled_params["imagination_horizon"] = trial.suggest_int("imagination_horizon", 1, 5)
+    sampled_params["value_expansion_horizon"] = trial.suggest_int("value_expansion_horizon", 1, 5)
     sampled_params["model_loss"] = trial.suggest_categorical("model_loss", ["sampled_mse", "nll"])
     sampled_params["reward_net_arch"] = trial.suggest_categorical("reward_net_arch", ["shared", "small", "big"])
     return convert_memb_params(sampled_params)
