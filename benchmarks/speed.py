@@ -17,7 +17,8 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
 BASELINE = "SAC (SB3)"
 # They imagine as many transitions per update: compared with each other
 EQUALLY_LONG = [name for name in SUBJECTS if "H = 5" in name]
+# The method with which the critics' part of an update begins; their optimiser's step ends it
+CRITIC_BEGINS = ("_batch_targets", "_trajectory_targets", "_value_loss", "_critic_targets")
 PARTS = ("env", "model fit", "imagination", "batch", "critic", "actor", "updates")
 
 # The ensemble alone: HalfCheetah's size
@@ -95,17 +98,21 @@ class Meter:
 
     :param agent: the algorithm to look at
     :param read: a counter that grows: seconds, or floating-point operations
+    :param inside: whether to look inside the updates, too: not where they are replayed as CUDA graphs
     """
 
-    def __init__(self, agent: OffPolicyAlgorithm, read: Callable[[], float]) -> None:
+    def __init__(self, agent: OffPolicyAlgorithm, read: Callable[[], float], inside: bool = True) -> None:
         self.agent, self.read = agent, read
         self.spent: dict[str, float] = defaultdict(float)
         self._critic_since = 0.0
-        for method in ("collect_rollouts", "train", "_prepare_imagination", "_fit_model", "_sample_batch"):
+        self._splits = inside and hasattr(agent, "_real_batch")
+        self._batch = "_sample_batch" if hasattr(agent, "_sample_batch") else "_real_batch"
+        for method in ("collect_rollouts", "train", "_prepare_imagination", "_fit_model"):
             self._wrap(agent, method, lambda: None, lambda: None)
-        # From its targets to its optimiser's step is the critic's part
-        if hasattr(agent, "_batch_targets"):
-            self._wrap(agent, "_batch_targets", self._begin_critic, lambda: None)
+        if self._splits:
+            self._wrap(agent, self._batch, lambda: None, lambda: None)
+            for method in CRITIC_BEGINS:
+                self._wrap(agent, method, self._begin_critic, lambda: None)
             self._wrap(agent.critic.optimizer, "step", lambda: None, self._end_critic)  # type: ignore[attr-defined]
 
     def _wrap(self, owner: Any, method: str, before: Callable[[], None], after: Callable[[], None]) -> None:
@@ -140,15 +147,15 @@ class Meter:
         self.agent.learn(STEPS, reset_num_timesteps=False)
         spent = self.spent
         updates = spent["train"] - spent["_prepare_imagination"]
-        split = spent["_batch_targets"] > 0
+        split, batch = self._splits, spent[self._batch]
         return {
             "total": self.read() - start,
             "env": spent["collect_rollouts"],
             "model fit": spent["_fit_model"],
             "imagination": spent["_prepare_imagination"] - spent["_fit_model"],
-            "batch": spent["_sample_batch"] if split else 0.0,
+            "batch": batch if split else 0.0,
             "critic": spent["critic"] if split else 0.0,
-            "actor": updates - spent["_sample_batch"] - spent["critic"] if split else 0.0,
+            "actor": updates - batch - spent["critic"] if split else 0.0,
             "updates": updates,
         }
 
@@ -182,11 +189,28 @@ def matmul_rate(clock: Callable[[], float], device: str, size: int = 256, repeat
 # -- The agents -------------------------------------------------------------------------------------------------------
 
 
-def make_agent(name: str, env: str, device: str) -> OffPolicyAlgorithm | None:
+@contextmanager
+def eagerly(agent: OffPolicyAlgorithm) -> Iterator[None]:
+    """
+    Without CUDA graphs: a replay goes past what counts operations.
+
+    :param agent: any
+    """
+    owners = [owner for owner in (agent, getattr(agent, "model_trainer", None)) if hasattr(owner, "cuda_graphs")]
+    before = [owner.cuda_graphs for owner in owners]
+    for owner in owners:
+        owner.cuda_graphs = False
+    yield
+    for owner, value in zip(owners, before, strict=True):
+        owner.cuda_graphs = value
+
+
+def make_agent(name: str, env: str, device: str, cuda_graphs: bool = True) -> OffPolicyAlgorithm | None:
     """
     :param name: one of ``SUBJECTS``
     :param env: Gymnasium id
     :param device: torch device
+    :param cuda_graphs: whether our algorithms use them on a GPU
     :return: an agent whose random steps are over; None where its package is not installed
     """
     algorithm, arguments = SUBJECTS[name]
@@ -198,26 +222,35 @@ def make_agent(name: str, env: str, device: str) -> OffPolicyAlgorithm | None:
         except ImportError:
             return None
     else:
-        cls = getattr(sb3_modelbased, algorithm)
+        cls, arguments = getattr(sb3_modelbased, algorithm), {**arguments, "cuda_graphs": cuda_graphs}
     agent = cls("MlpPolicy", gym.make(env), seed=0, device=device, **AGENT, **arguments)
     agent.set_logger(Logger(None, []))
     agent.learn(LEARNING_STARTS)
     return agent
 
 
-def measure_agents(names: list[str], env: str, device: str, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+def measure_agents(
+    names: list[str], env: str, device: str, rounds: int, clock: Callable[[], float], cuda_graphs: bool = True
+) -> dict[str, Any]:
     """
     :param names: some of ``SUBJECTS``
     :param env: Gymnasium id
     :param device: torch device
     :param rounds: repeats of every measurement, interleaved
     :param clock: in seconds
+    :param cuda_graphs: whether our algorithms use them on a GPU
     :return: for every agent, what every round took by part, and the operations
     """
-    agents = {name: agent for name in names if (agent := make_agent(name, env, device)) is not None}
-    # This is the warm-up, too: the first fit and, on a GPU, the eager calls before a graph is captured
-    operations = {name: count_flops(lambda read, a=agent: Meter(a, read).learn()) for name, agent in agents.items()}
-    meters = {name: Meter(agent, clock) for name, agent in agents.items()}
+    agents = {name: agent for name in names if (agent := make_agent(name, env, device, cuda_graphs)) is not None}
+    operations = {}
+    for name, agent in agents.items():  # this is the warm-up, too, with the first fit
+        with eagerly(agent):
+            operations[name] = count_flops(lambda read, a=agent: Meter(a, read).learn())
+    graphed = cuda_graphs and device != "cpu"
+    meters = {name: Meter(agent, clock, inside=not graphed) for name, agent in agents.items()}
+    if graphed:  # graphs are captured, and once more when the imaginary buffer has grown
+        for meter in meters.values():
+            meter.learn()
     seconds: dict[str, list[dict[str, float]]] = defaultdict(list)
     for index in range(rounds):
         for name, meter in meters.items():
@@ -503,6 +536,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="repeats of every measurement")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="run the updates of our algorithms eagerly on a GPU")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the tables")
     return parser.parse_args(argv)
 
@@ -514,7 +548,8 @@ def main(argv: list[str] | None = None) -> None:
     clock = make_clock(arguments.device, arguments.threads)
     rates = [matmul_rate(clock, arguments.device) for _ in range(arguments.rounds + 1)]
     ensemble = measure_ensemble(arguments.device, 2 * arguments.rounds, clock)
-    agents = measure_agents(arguments.subjects, arguments.env, arguments.device, arguments.rounds, clock)
+    graphs = not arguments.no_cuda_graphs
+    agents = measure_agents(arguments.subjects, arguments.env, arguments.device, arguments.rounds, clock, graphs)
     rates += [matmul_rate(clock, arguments.device) for _ in range(arguments.rounds)]
     rate = float(np.median(rates[1:]))  # the first one warms up
 

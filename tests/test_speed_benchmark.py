@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch as th
 
-from sb3_modelbased import MAAC
+from sb3_modelbased import MAAC, MEMB, MPDP
 from sb3_modelbased.common.ensemble import EnsembleMLP
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -36,23 +36,47 @@ def test_operations_of_a_network(speed):
     assert flops == 2 * forward + 2 * members * batch * sizes[1] * sizes[2]
 
 
-def test_parts_make_the_whole(speed):
-    agent = MAAC(
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [
+        (MAAC, {"rollout_freq": 2}),
+        (MAAC, {"rollout_freq": 2, "on_policy_critic": True}),
+        (MEMB, {}),
+        (MPDP, {"uncertainty_threshold": float("inf")}),
+    ],
+)
+def test_parts_make_the_whole(speed, algorithm, arguments):
+    agent = algorithm(
         "MlpPolicy",
         "Pendulum-v1",
         learning_starts=20,
         batch_size=8,
+        gradient_steps=1,
         model_net_arch=(8,),
         model_gradient_steps=2,
         model_train_freq=2,
-        rollout_freq=2,
+        **arguments,
     )
     agent.learn(22)
     spent = speed.count_flops(lambda read: speed.Meter(agent, read).learn())
     assert spent["batch"] == 0  # reading a batch multiplies nothing
-    assert min(spent[part] for part in ("env", "model fit", "imagination", "critic", "actor")) > 0
+    assert min(spent[part] for part in ("env", "model fit", "critic", "actor")) > 0
+    assert (spent["imagination"] > 0) == (algorithm is MAAC)  # of branched rollouts
     assert spent["critic"] + spent["actor"] == spent["updates"]
     assert spent["env"] + spent["model fit"] + spent["imagination"] + spent["updates"] == spent["total"]
+    # From outside there is nothing to split
+    outside = speed.count_flops(lambda read: speed.Meter(agent, read, inside=False).learn())
+    assert outside["critic"] == outside["actor"] == 0 < outside["updates"]
+
+
+def test_operations_are_counted_without_graphs(speed):
+    agent = MAAC("MlpPolicy", "Pendulum-v1", device="cpu")
+    agent.model_trainer.cuda_graphs = True
+    with speed.eagerly(agent):
+        assert not agent.cuda_graphs
+        assert not agent.model_trainer.cuda_graphs
+    assert agent.cuda_graphs
+    assert agent.model_trainer.cuda_graphs
 
 
 def test_files(speed, tmp_path, monkeypatch):

@@ -189,10 +189,10 @@ class MAAC(ModelBasedAlgorithm):
 
         # J_Q = 1/2 sum_j E[(Q_j(s, a) - y)^2]
         if self.on_policy_critic:
-            observations = trajectory.observations[:-1].detach().flatten(0, 1)
-            actions = trajectory.actions.detach().flatten(0, 1)
-            targets = self._trajectory_targets(trajectory, last_actions, last_log_probs, ent_coef)
-            weights = alive(trajectory.terminated.detach()).flatten()
+            imagined = Trajectory(*(x.detach() for x in trajectory))
+            observations, actions = imagined.observations[:-1].flatten(0, 1), imagined.actions.flatten(0, 1)
+            targets = self._trajectory_targets(imagined, last_actions.detach(), last_log_probs.detach(), ent_coef)
+            weights = alive(imagined.terminated).flatten()
             if self.critic_batch_size is not None:
                 # The steps of a long trajectory resemble each other, so that all of them cost more than they say
                 chosen = th.randint(len(targets), (self.critic_batch_size,), device=self.device)

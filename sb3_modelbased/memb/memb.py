@@ -179,10 +179,7 @@ class MEMB(ModelBasedAlgorithm):
         actor_loss.backward(inputs=actor_parameters)  # no gradient for V's weights
 
         # J_V = 1/2 E[(V(s) - min_j Q_j(s, a) + alpha log pi(a|s))^2]
-        with th.no_grad():
-            value_targets = self.critic(observations, actions).amin(dim=0) - ent_coef * log_probs
-        values = self.value(observations)
-        value_loss = 0.5 * (values - value_targets).square().mean()
+        value_loss = self._value_loss(observations, actions, log_probs, ent_coef)
 
         # J_Q = 1/2 sum_j E[(Q_j(s, a) - r - gamma V_target(s'))^2]
         critic_loss, q_values = self._critic_loss(batch, ent_coef)
@@ -227,6 +224,20 @@ class MEMB(ModelBasedAlgorithm):
         rewards = self._view.rewards(then.rewards) - ent_coef * then.log_probs
         next_values = discounted_sum(rewards, self.gamma * (1 - then.terminated), last_values)
         return self._view.rewards(first.rewards) - ent_coef * log_probs + self.gamma * (1 - first.terminated) * next_values
+
+    def _value_loss(self, observations: th.Tensor, actions: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+        r"""
+        Equation 5, :math:`J_V = \frac12 E[(V(s) - \min_j Q_j(s, a) + \alpha \log \pi(a|s))^2]`.
+
+        :param observations: as the agent sees them, [B, O]
+        :param actions: a ~ pi, [B, A]
+        :param log_probs: log pi(a | s), [B]
+        :param ent_coef: alpha
+        :return: scalar
+        """
+        with th.no_grad():
+            targets = self.critic(observations, actions).amin(dim=0) - ent_coef * log_probs
+        return 0.5 * (self.value(observations) - targets).square().mean()
 
     def _critic_loss(self, batch: ReplayBufferSamples, ent_coef: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         r"""

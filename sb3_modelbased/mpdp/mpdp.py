@@ -234,8 +234,9 @@ class MPDP(ModelBasedAlgorithm):
         ent_coef_loss = self.entropy_coef.update(plan.first_log_probs)
 
         # J_Q = 1/2 sum_j E[(Q_j(s, a) - y)^2], as in SAC
+        targets = self._critic_targets(batch, ent_coef)
         q_values = self.critic(self._view.observations(batch.observations), batch.actions)
-        critic_loss = 0.5 * (q_values - self._critic_targets(batch, ent_coef)).square().mean(dim=1).sum()
+        critic_loss = 0.5 * (q_values - targets).square().mean(dim=1).sum()
         self.critic.optimizer.zero_grad()
         critic_loss.backward()
         self.critic.optimizer.step()
