@@ -222,6 +222,16 @@ def test_patience_in_epochs_and_in_updates(patience, patience_steps, epochs):
     assert trainer.fit(data).epochs == epochs
 
 
+def test_a_fit_draws_no_more_rows_than_it_gets_through(monkeypatch):
+    drawn = []
+    randint = th.randint
+    monkeypatch.setattr(th, "randint", lambda high, size, **kwargs: drawn.append(size) or randint(high, size, **kwargs))
+    trainer = RecordingTrainer(make_world_model(), batch_size=16, max_gradient_steps=3)
+    report = trainer.fit(mirror_of(random_transitions(200)))
+    assert drawn == [(4, 48)]
+    assert (report.epochs, report.gradient_steps) == (1, 3)
+
+
 @pytest.mark.parametrize("cap", [1, 7, 25])
 def test_the_cap_on_gradient_steps(cap):
     trainer = RecordingTrainer(make_world_model(), batch_size=16, max_gradient_steps=cap, patience=100)

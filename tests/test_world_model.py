@@ -187,6 +187,19 @@ def test_targets_and_normalisers():
     )
 
 
+def test_statistics_of_large_data_are_those_of_a_sample_and_the_range_is_that_of_all(monkeypatch):
+    monkeypatch.setattr("sb3_modelbased.common.world_model.STATISTICS_ROWS", 1000)
+    model, data = make_world_model(), random_transitions(20_000)
+    model.fit_normalizers(data)
+    targets = model.targets(data)
+    error = 4 * targets.std(dim=0) / 1000**0.5
+    assert not model.target_normalizer.mean.equal(targets.mean(dim=0))
+    assert ((model.target_normalizer.mean - targets.mean(dim=0)).abs() < error).all()
+    assert ((model.target_normalizer.std - targets.std(dim=0)).abs() < error).all()
+    low, high = data.next_observations.amin(dim=0), data.next_observations.amax(dim=0)
+    assert th.allclose(model.observation_high, high + 0.5 * (high - low))
+
+
 def test_state_dict_restores_everything_that_imagination_uses():
     model, other = make_world_model(), make_world_model()
     model.elites.copy_(th.tensor([3, 1, 2]))

@@ -199,11 +199,12 @@ class ModelTrainer:
             epochs - improved_at[0] < self.patience or gradient_steps - improved_at[1] < self.patience_steps
         ):
             if epochs == 0:
-                # Bootstrap: each member keeps its own resample of the data during this fit
+                # Bootstrap: each member keeps its own resample of the data during this fit, as much as the fit can get through
                 n = len(training_rows)
-                bootstrap = training_rows[th.randint(n, (ensemble.ensemble_size, n), device=data.device)]
+                size = (ensemble.ensemble_size, min(n, self.max_gradient_steps * self.batch_size))
+                bootstrap = training_rows[th.randint(n, size, device=data.device)]
             ensemble.train()
-            order = self._shuffle(bootstrap)
+            order = th.rand(size, device=data.device).argsort(dim=1)
             for rows in bootstrap.gather(1, order).split(self.batch_size, dim=1):
                 gradient_step(data, rows)
                 gradient_steps += 1
@@ -249,17 +250,6 @@ class ModelTrainer:
     def forget_graph(self) -> None:
         """Capture the gradient step anew: the optimiser's tensors were replaced, and a graph would go on with the old ones."""
         self._graphed_step = None
-
-    def _shuffle(self, bootstrap: th.Tensor) -> th.Tensor:
-        """
-        :param bootstrap: row numbers, [E, N]
-        :return: an order per member of as many of them as a fit has gradient steps for, [E, <= N]
-        """
-        members, n = bootstrap.shape
-        most = self.max_gradient_steps * self.batch_size
-        if n > most:  # to shuffle a large buffer would cost more than to learn from it
-            return th.randint(n, (members, most), device=bootstrap.device)
-        return th.rand(bootstrap.shape, device=bootstrap.device).argsort(dim=1)
 
     def loss(self, batch: Transitions) -> th.Tensor:
         """

@@ -16,6 +16,8 @@ from sb3_modelbased.common.type_aliases import RewardFn, TerminationFn, Transiti
 # Predictions are kept within the range of the data, widened by this share of it on either side: a rollout that
 # leaves it is wrong anyway, and unbounded it would overflow and poison the critics.
 OBSERVATION_MARGIN = 0.5
+# More rows than these do not change a mean and a standard deviation, and a fit's cost must not grow with the data
+STATISTICS_ROWS = 100_000
 
 
 class ModelStep(NamedTuple):
@@ -180,12 +182,16 @@ class WorldModel(nn.Module):
     @th.no_grad()
     def fit_normalizers(self, transitions: Transitions) -> None:
         """
-        Set the normalisers and the range of plausible observations from the training set.
+        Set the normalisers, from a sample of large data, and the range of plausible observations.
 
         :param transitions: [N, ...]
         """
-        self.input_normalizer.fit(th.cat([transitions.observations, transitions.actions], dim=-1))
-        self.target_normalizer.fit(self.targets(transitions))
+        n, sample = len(transitions.rewards), transitions
+        if n > STATISTICS_ROWS:
+            rows = th.randint(n, (STATISTICS_ROWS,), device=transitions.rewards.device)
+            sample = Transitions(*(field[rows] for field in transitions))
+        self.input_normalizer.fit(th.cat([sample.observations, sample.actions], dim=-1))
+        self.target_normalizer.fit(self.targets(sample))
         low, high = th.aminmax(transitions.next_observations, dim=0)
         margin = OBSERVATION_MARGIN * (high - low)
         self.observation_low.copy_(low - margin)
