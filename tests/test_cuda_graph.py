@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch as th
 
-from sb3_modelbased import MAAC
+from sb3_modelbased import MAAC, MEMB, MPDP
 from sb3_modelbased.common.cuda_graph import WARMUP_CALLS, GraphedCall, prepare_optimizers, set_learning_rate
 
 
@@ -130,14 +130,26 @@ def test_learning_rate_moves_into_a_tensor_and_back():
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("arguments", [{"horizon": 2, "on_policy_critic": True}, {"horizon": 0, "steve": False}])
-def test_graph_and_eager_updates_give_the_same_numbers(arguments):
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [
+        (MAAC, {"horizon": 2, "on_policy_critic": True}),
+        (MAAC, {"horizon": 2}),  # STEVE
+        (MAAC, {"horizon": 0, "steve": False}),
+        (MEMB, {"gradient_steps": 1}),
+        (MEMB, {"gradient_steps": 1, "value_expansion_horizon": 3, "true_model": "gymnasium"}),
+        (MPDP, {"horizon": 3}),  # only its model's fits are graphs
+    ],
+)
+def test_graph_and_eager_updates_give_the_same_numbers(algorithm, arguments):
     def trained(cuda_graphs):
-        agent = MAAC("MlpPolicy", "Pendulum-v1", learning_starts=64, seed=0, device="cuda", batch_size=32, buffer_size=1000,
-                     model_net_arch=[16, 16], model_gradient_steps=20, cuda_graphs=cuda_graphs, **arguments)  # fmt: skip
+        agent = algorithm("MlpPolicy", "Pendulum-v1", learning_starts=64, seed=0, device="cuda", batch_size=32, buffer_size=1000,
+                          model_net_arch=[16, 16], model_gradient_steps=20, cuda_graphs=cuda_graphs, **arguments)  # fmt: skip
         agent.learn(100)
-        return agent.get_parameters()["policy"]
+        return {f"{part}.{name}": value for part in ("policy", "world_model")
+                for name, value in agent.get_parameters()[part].items() if value.is_floating_point()}  # fmt: skip
 
     eager, graphed = trained(False), trained(True)
+    assert len(eager) > 10
     for name, value in eager.items():
         assert th.allclose(value, graphed[name], rtol=1e-3, atol=1e-4), name

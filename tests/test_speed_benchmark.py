@@ -1,7 +1,9 @@
 """The speed benchmark's operations against layer sizes, its parts against their sum, and its files."""
 
+import csv
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,38 @@ def test_cost_of_planning_is_the_ratio_in_each_round(speed):
     assert records[0]["median"] == 1.5
     # Nothing to compare with: no table
     assert speed.planning_costs({"MPDP, H = 5, nothing stops": results["MPDP, H = 5, nothing stops"]})[1] == []
+
+
+@pytest.fixture
+def settings(speed):
+    """The module of benchmarks/settings.py."""
+    spec = importlib.util.spec_from_file_location("settings", BENCHMARKS / "settings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_settings(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "rate_of_layout", lambda threads, runs, env, steps: 10.0 * threads + runs)
+    small = {"learning_starts": 20, "model_net_arch": (8,), "model_gradient_steps": 2}
+    monkeypatch.setattr(settings, "zoo_settings", lambda algo, env: small)
+    monkeypatch.setattr(settings, "WARM_UP", 2)
+    settings.main(["--env", "Pendulum-v1", "--rounds", "1", "--updates", "1", "--output", str(tmp_path)])
+    text = (tmp_path / "settings.md").read_text()
+    assert "| 1 x 2 thread(s) | 21.0 (21.0–21.0) | 1.91 |" in text
+    assert "| 2 x 1 thread(s) | 12.0 (12.0–12.0) | 1.09 |" in text
+    with (tmp_path / "settings.csv").open() as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    assert [row["setting"] for row in rows[3:]] == ["64", "128", "256", "512", "1", "3", "5", "7"]
+    milliseconds = {row["setting"]: float(row["median"]) for row in rows if "agent" in row["quantity"]}
+    assert 0 < milliseconds["64"] < milliseconds["512"]
+
+
+def test_the_rate_of_a_run(settings, monkeypatch):
+    seconds = iter([10.0, 14.0])
+    learned = []
+    agent = types.SimpleNamespace(learn=lambda steps, **kwargs: learned.append(steps))
+    monkeypatch.setattr(settings, "make_agent", lambda env: agent)
+    monkeypatch.setattr(settings.time, "perf_counter", lambda: next(seconds))
+    assert settings.env_steps_per_second("Pendulum-v1", 100) == 25.0
+    assert learned == [100]
