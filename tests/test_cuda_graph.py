@@ -143,7 +143,7 @@ def test_learning_rate_moves_into_a_tensor_and_back():
 )
 def test_graph_and_eager_updates_give_the_same_numbers(algorithm, arguments):
     def trained(cuda_graphs):
-        small = {"learning_starts": 64, "batch_size": 32, "buffer_size": 1000, "model_net_arch": [9], "model_gradient_steps": 9}
+        small = {"learning_starts": 64, "batch_size": 32, "buffer_size": 1000, "model_net_arch": [9]}
         agent = algorithm("MlpPolicy", "Pendulum-v1", seed=0, device="cuda", cuda_graphs=cuda_graphs, **small, **arguments)
         agent.learn(100)
         return {f"{part}.{name}": value for part in ("policy", "world_model")
