@@ -11,7 +11,7 @@ from torch import nn
 from toy_envs import PointEnv
 
 from sb3_modelbased import MEMB, SVG1
-from sb3_modelbased.common.ensemble import GaussianEnsemble, SeparateGaussianEnsembles, sampled_squared_error
+from sb3_modelbased.common.ensemble import GaussianEnsemble, sampled_squared_error
 from sb3_modelbased.common.model_trainer import nll_loss, sampled_mse_loss
 from sb3_modelbased.common.returns import lambda_returns
 from sb3_modelbased.common.type_aliases import Transitions
@@ -298,29 +298,32 @@ def test_the_sampled_error_is_the_paper_s_on_average():
     assert th.allclose(errors.mean(dim=0), expected, rtol=0.02)
 
 
-def test_separate_ensembles_are_their_parts_side_by_side():
-    parts = [GaussianEnsemble(4, 5, 3, 1, [8]), GaussianEnsemble(4, 5, 1, 0, [6, 6])]
-    both = SeparateGaussianEnsembles(parts)
+def test_a_second_network_predicts_the_last_dimension():
+    ensemble = GaussianEnsemble(4, 5, 4, 1, [8], last_net_arch=[6, 6])
+    first, last = GaussianEnsemble(4, 5, 3, 1, [8]), GaussianEnsemble(4, 5, 1, 0, [6, 6])
+    first.mlp.load_state_dict(ensemble.mlp.state_dict())
+    last.mlp.load_state_dict(ensemble.last_mlp.state_dict())
     inputs = th.randn(4, 7, 5)
-    mean, log_var, logits = both(inputs)
+    mean, log_var, logits = ensemble(inputs)
     assert (mean.shape, log_var.shape, logits.shape) == ((4, 7, 4), (4, 7, 4), (4, 7, 1))
-    for part, columns in zip(parts, (slice(0, 3), slice(3, 4)), strict=True):
+    for part, columns in ((first, slice(0, 3)), (last, slice(3, 4))):
         part_mean, part_log_var, _ = part(inputs)
-        assert th.equal(mean[..., columns], part_mean)
-        assert th.equal(log_var[..., columns], part_log_var)
-    frozen = both.subset([2, 0])
+        assert th.allclose(mean[..., columns], part_mean)
+        assert th.allclose(log_var[..., columns], part_log_var)
+    assert th.allclose(logits, first(inputs)[2])
+    frozen = ensemble.subset([2, 0])
     assert th.allclose(frozen(inputs[[2, 0]])[0], mean[[2, 0]], atol=1e-6)
     assert not any(p.requires_grad for p in frozen.parameters())
     # The reward's error does not reach the dynamics
-    gradients = th.autograd.grad(mean[..., 3].sum(), list(parts[0].parameters()), allow_unused=True)
+    gradients = th.autograd.grad(mean[..., 3].sum(), list(ensemble.mlp.parameters()), allow_unused=True)
     assert not any(gradient.any() for gradient in gradients if gradient is not None)
 
 
 def test_reward_and_dynamics_networks():
-    assert isinstance(make_agent(steps=0).world_model.ensemble, SeparateGaussianEnsembles)
-    assert isinstance(make_agent(steps=0, reward_net_arch=None).world_model.ensemble, GaussianEnsemble)
+    assert make_agent(steps=0).world_model.ensemble.last_mlp is not None
+    assert make_agent(steps=0, reward_net_arch=None).world_model.ensemble.last_mlp is None
     known_reward = make_agent(steps=0, reward_fn=lambda s, a, s_: -s_.square().sum(dim=-1))
-    assert isinstance(known_reward.world_model.ensemble, GaussianEnsemble)
+    assert known_reward.world_model.ensemble.last_mlp is None
     assert make_agent(steps=0).model_trainer.loss_fn is sampled_mse_loss
     assert make_agent(steps=0, model_loss="nll").model_trainer.loss_fn is nll_loss
     assert make_agent(steps=0, model_loss=nll_loss).model_trainer.loss_fn is nll_loss

@@ -104,7 +104,7 @@ class EnsembleMLP(nn.Sequential):
 
 class GaussianEnsemble(nn.Module):
     """
-    E networks that each predict the mean and log-variance of a diagonal Gaussian, and optionally a logit.
+    E members that each predict the mean and log-variance of a diagonal Gaussian, and optionally a logit.
 
     The log-variance is softly clamped between learned bounds, as in PETS.
 
@@ -115,6 +115,8 @@ class GaussianEnsemble(nn.Module):
     :param net_arch: sizes of the hidden layers
     :param activation_fn: activation between the layers; a smooth one, for the gradient runs through it
     :param dropout: probability of dropping a hidden unit in training mode
+    :param last_net_arch: hidden layers of a second network of each member, which shares no weight with the first and predicts
+        the last dimension of the Gaussian; None for one network
     """
 
     def __init__(
@@ -126,13 +128,17 @@ class GaussianEnsemble(nn.Module):
         net_arch: Sequence[int] = (200, 200, 200, 200),
         activation_fn: type[nn.Module] = nn.SiLU,
         dropout: float = 0.0,
+        last_net_arch: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.ensemble_size = ensemble_size
         self.target_dim = target_dim
         self.n_logits = n_logits
-        outputs = 2 * target_dim + n_logits
-        self.mlp = EnsembleMLP(ensemble_size, input_dim, outputs, net_arch, activation_fn, dropout=dropout)
+        outputs = 2 * (target_dim - (last_net_arch is not None)) + n_logits
+        self.mlp: nn.Sequential = EnsembleMLP(ensemble_size, input_dim, outputs, net_arch, activation_fn, dropout=dropout)
+        self.last_mlp: nn.Sequential | None = None
+        if last_net_arch is not None:
+            self.last_mlp = EnsembleMLP(ensemble_size, input_dim, 2, last_net_arch, activation_fn, dropout=dropout)
         self.max_log_var = nn.Parameter(th.full((ensemble_size, 1, target_dim), MAX_LOG_VAR))
         self.min_log_var = nn.Parameter(th.full((ensemble_size, 1, target_dim), MIN_LOG_VAR))
 
@@ -141,8 +147,11 @@ class GaussianEnsemble(nn.Module):
         :param inputs: one batch per member [E, B, in], or one batch for all [B, in]
         :return: means [E, B, D], log-variances [E, B, D] and logits [E, B, n_logits]
         """
-        outputs = self.mlp(inputs)
-        mean, raw, logits = outputs.split((self.target_dim, self.target_dim, self.n_logits), dim=-1)
+        dim = self.target_dim - (self.last_mlp is not None)
+        mean, raw, logits = self.mlp(inputs).split((dim, dim, self.n_logits), dim=-1)
+        if self.last_mlp is not None:
+            last_mean, last_raw = self.last_mlp(inputs).split(1, dim=-1)
+            mean, raw = th.cat([mean, last_mean], dim=-1), th.cat([raw, last_raw], dim=-1)
         log_var = self.max_log_var - F.softplus(self.max_log_var - raw)
         log_var = self.min_log_var + F.softplus(log_var - self.min_log_var)
         return mean, log_var, logits
@@ -165,49 +174,20 @@ class GaussianEnsemble(nn.Module):
         nn.Module.__init__(frozen)
         frozen.ensemble_size, frozen.target_dim, frozen.n_logits = len(members), self.target_dim, self.n_logits
         index = th.as_tensor(members, device=self.max_log_var.device)
-        kept = [module for module in self.mlp if not isinstance(module, nn.Dropout)]
-        frozen.mlp = nn.Sequential(*(_select_members(module, index) for module in kept))  # type: ignore[assignment]
+        frozen.mlp = _frozen_members(self.mlp, index)
+        frozen.last_mlp = None if self.last_mlp is None else _frozen_members(self.last_mlp, index)
         frozen.max_log_var = nn.Parameter(self.max_log_var[index], requires_grad=False)
         frozen.min_log_var = nn.Parameter(self.min_log_var[index], requires_grad=False)
         return frozen
 
 
-class SeparateGaussianEnsembles(nn.Module):
+def _frozen_members(mlp: nn.Sequential, index: th.Tensor) -> nn.Sequential:
     """
-    Ensembles that share their inputs but no weights, seen as one: member i of the whole is member i of every part, and
-    the whole predicts the parts' targets side by side.
-
-    :param parts: ensembles of one size
+    :param mlp: networks of an ensemble
+    :param index: members to keep
+    :return: a copy of these members, without a gradient and without dropout
     """
-
-    def __init__(self, parts: Sequence[GaussianEnsemble]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.ensemble_size = parts[0].ensemble_size
-
-    def forward(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        :param inputs: one batch per member [E, B, in], or one batch for all [B, in]
-        :return: means [E, B, D], log-variances [E, B, D] and logits [E, B, n_logits], each the parts' in their order
-        """
-        mean, log_var, logits = zip(*(part(inputs) for part in self.parts), strict=True)
-        return th.cat(mean, dim=-1), th.cat(log_var, dim=-1), th.cat(logits, dim=-1)
-
-    def log_var_bounds_loss(self) -> th.Tensor:
-        """
-        :return: the sum of the parts'
-        """
-        return th.stack([part.log_var_bounds_loss() for part in self.parts]).sum()  # type: ignore[operator]
-
-    def subset(self, members: Sequence[int]) -> "SeparateGaussianEnsembles":
-        """
-        :param members: indices of the members to keep
-        :return: a frozen copy of these members of every part
-        """
-        return SeparateGaussianEnsembles([part.subset(members) for part in self.parts])  # type: ignore[operator]
-
-
-AnyEnsemble = GaussianEnsemble | SeparateGaussianEnsembles
+    return nn.Sequential(*(_select_members(module, index) for module in mlp if not isinstance(module, nn.Dropout)))
 
 
 def _select_members(module: nn.Module, index: th.Tensor) -> nn.Module:

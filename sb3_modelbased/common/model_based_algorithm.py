@@ -214,6 +214,8 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             super()._setup_model()
         self.policy: ModelBasedSACPolicy
         self._create_aliases()
+        # As an optimiser holds them: to walk through the modules takes longer than to average
+        self._averaged_parameters: list[list[th.Tensor]] = [[*network.parameters()] for network in self._averaged_networks()]
         self._resolve_termination_fn()
         assert isinstance(self.action_space, spaces.Box)
         observation_dim = get_flattened_obs_dim(self.observation_space)
@@ -514,17 +516,17 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         """
         return 0
 
-    def _update_targets(self) -> None:
-        """Polyak averaging of the target critics."""
-        self._average_into(self.critic_target, self.critic)
+    def _averaged_networks(self) -> tuple[nn.Module, nn.Module]:
+        """
+        :return: the target network, and the one that it follows
+        """
+        return self.critic_target, self.critic
 
     @th.no_grad()
-    def _average_into(self, target: nn.Module, online: nn.Module) -> None:
-        """
-        :param target: network that follows
-        :param online: network that is followed, by the share ``tau``
-        """
-        th._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
+    def _update_targets(self) -> None:
+        """Polyak averaging of the target network."""
+        targets, online = self._averaged_parameters
+        th._foreach_lerp_(targets, online, self.tau)
 
     def _static_addresses(self) -> tuple[int, ...]:
         """
@@ -533,14 +535,17 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         return (self.real_data.address,)
 
     @property
-    def _samples_on_device(self) -> bool:
-        """Whether real batches come from the mirror on the GPU; other replay buffers sample in ways of their own."""
-        return self.device.type == "cuda" and type(self.replay_buffer) is ReplayBuffer
+    def _samples_from_mirror(self) -> bool:
+        """
+        Whether real batches come from the mirror, which is faster and lies on the device. Other replay buffers sample in
+        ways of their own, and where no model is fitted there is a mirror on a GPU only.
+        """
+        return type(self.replay_buffer) is ReplayBuffer and (self.uses_model or self.device.type == "cuda")
 
     @property
     def _graphs_updates(self) -> bool:
         """Whether an update runs as a CUDA graph. SB3's gSDE reads from the device, which a graph must not."""
-        return self.cuda_graphs and self._samples_on_device and not self.use_sde
+        return self.cuda_graphs and self.device.type == "cuda" and self._samples_from_mirror and not self.use_sde
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         learning_rate = self.lr_schedule(self._current_progress_remaining)
@@ -573,7 +578,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     def _prepare_imagination(self) -> None:
         """Fit the model where that is due."""
         assert self.replay_buffer is not None
-        if self.uses_model or self._samples_on_device:
+        if self.uses_model or self._samples_from_mirror:
             self.real_data.sync(self.replay_buffer)
         if self.uses_model and self._fit_is_due():
             with self.stopwatch.measure("model_fit"):
@@ -606,7 +611,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         :return: real transitions in environment units, float32, flat observations
         """
         assert self.replay_buffer is not None
-        if self._samples_on_device:
+        if self._samples_from_mirror:
             rows = self.real_data[self.real_data.random_rows(batch_size)]
             return ReplayBufferSamples(
                 rows.observations,
@@ -681,6 +686,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             "actor",
             "critic",
             "critic_target",
+            "_averaged_parameters",
             "entropy_coef",
             "world_model",
             "model_trainer",

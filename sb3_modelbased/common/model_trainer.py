@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_modelbased.common.buffers import ReplayMirror
 from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
-from sb3_modelbased.common.ensemble import AnyEnsemble, gaussian_nll, sampled_squared_error
+from sb3_modelbased.common.ensemble import GaussianEnsemble, gaussian_nll, sampled_squared_error
 from sb3_modelbased.common.errors import NonFiniteError
 from sb3_modelbased.common.type_aliases import Transitions
 from sb3_modelbased.common.world_model import WorldModel
@@ -24,7 +24,7 @@ MSE_TOLERANCE = 0.05
 class ModelLoss(Protocol):
     """What a fit minimises, apart from the classifier's cross-entropy."""
 
-    def __call__(self, ensemble: AnyEnsemble, mean: th.Tensor, log_var: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    def __call__(self, ensemble: GaussianEnsemble, mean: th.Tensor, log_var: th.Tensor, targets: th.Tensor) -> th.Tensor:
         """
         :param ensemble: for penalties on its parameters
         :param mean: its prediction, in normalised units, [E, B, D]
@@ -35,13 +35,13 @@ class ModelLoss(Protocol):
         ...
 
 
-def nll_loss(ensemble: AnyEnsemble, mean: th.Tensor, log_var: th.Tensor, targets: th.Tensor) -> th.Tensor:
+def nll_loss(ensemble: GaussianEnsemble, mean: th.Tensor, log_var: th.Tensor, targets: th.Tensor) -> th.Tensor:
     """The negative log-likelihood per dimension with the bounds' penalty (PETS). See :class:`ModelLoss`."""
     nll = gaussian_nll(mean, log_var, targets).mean(dim=(1, 2)).sum()
     return nll + LOG_VAR_BOUNDS_WEIGHT * ensemble.log_var_bounds_loss()
 
 
-def sampled_mse_loss(ensemble: AnyEnsemble, mean: th.Tensor, log_var: th.Tensor, targets: th.Tensor) -> th.Tensor:
+def sampled_mse_loss(ensemble: GaussianEnsemble, mean: th.Tensor, log_var: th.Tensor, targets: th.Tensor) -> th.Tensor:
     """
     The squared error of a sample (MEMB, equation 4), the mean over dimensions. See :class:`ModelLoss`.
 

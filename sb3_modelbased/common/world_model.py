@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_modelbased.common.ensemble import AnyEnsemble, GaussianEnsemble, SeparateGaussianEnsembles
+from sb3_modelbased.common.ensemble import GaussianEnsemble
 from sb3_modelbased.common.normalizer import Normalizer
 from sb3_modelbased.common.type_aliases import RewardFn, TerminationFn, Transitions
 
@@ -87,7 +87,7 @@ class WorldModel(nn.Module):
     action_high: th.Tensor
     observation_low: th.Tensor
     observation_high: th.Tensor
-    elite_ensemble: AnyEnsemble
+    elite_ensemble: GaussianEnsemble
 
     def __init__(
         self,
@@ -110,15 +110,16 @@ class WorldModel(nn.Module):
         self.n_elites = n_elites
         self.target_dim = observation_dim + (reward_fn is None)
         input_dim, n_logits = observation_dim + self.action_dim, int(termination_fn is None)
-        self.ensemble: AnyEnsemble
-        if reward_fn is None and reward_net_arch is not None:
-            change = GaussianEnsemble(ensemble_size, input_dim, observation_dim, n_logits, net_arch, activation_fn, dropout)
-            reward = GaussianEnsemble(ensemble_size, input_dim, 1, 0, reward_net_arch, activation_fn, dropout)
-            self.ensemble = SeparateGaussianEnsembles([change, reward])
-        else:
-            self.ensemble = GaussianEnsemble(
-                ensemble_size, input_dim, self.target_dim, n_logits, net_arch, activation_fn, dropout
-            )
+        self.ensemble = GaussianEnsemble(
+            ensemble_size,
+            input_dim,
+            self.target_dim,
+            n_logits,
+            net_arch,
+            activation_fn,
+            dropout,
+            last_net_arch=reward_net_arch if reward_fn is None else None,  # the reward is the last of the targets
+        )
         self.input_normalizer = Normalizer(input_dim)
         self.target_normalizer = Normalizer(self.target_dim)
         low, high = (np.asarray(bound, dtype=np.float32).reshape(-1) for bound in (action_space.low, action_space.high))

@@ -212,7 +212,7 @@ class MAAC(ModelBasedAlgorithm):
         discounts = self.gamma * (1 - trajectory.terminated)
         returns = discounted_sum(self._view.rewards(trajectory.rewards), discounts, last_values)
         actor_loss = (ent_coef * first_log_probs - returns).mean()
-        actor_parameters = list(self.actor.parameters())
+        actor_parameters = self.actor.optimizer.param_groups[0]["params"]
         self.actor.optimizer.zero_grad()
         actor_loss.backward(inputs=actor_parameters)  # no gradient for the critics' weights
         self.actor.optimizer.step()

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from torch import nn
 
 from sb3_modelbased.common.errors import check_count
 from sb3_modelbased.common.imagination import imagine
@@ -152,9 +153,11 @@ class MEMB(ModelBasedAlgorithm):
     def _imagined_per_update(self, batch_size: int) -> int:
         return batch_size * (self.imagination_horizon + self.value_expansion_horizon - 1)
 
-    def _update_targets(self) -> None:
-        """Polyak averaging of the target value function."""
-        self._average_into(self.value_target, self.value)
+    def _averaged_networks(self) -> tuple[nn.Module, nn.Module]:
+        """
+        :return: the target value function, and the one that it follows
+        """
+        return self.value_target, self.value
 
     def _update(self, batch_size: int) -> None:
         """
@@ -174,7 +177,7 @@ class MEMB(ModelBasedAlgorithm):
         # V(s) = r(s, a) - alpha log pi(a|s) + gamma V(f(s, a, zeta)) with a = kappa(s, eta; theta)
         soft_values = self._embedded_values(batch, actions, log_probs, ent_coef)
         actor_loss = -soft_values.mean()
-        actor_parameters = list(self.actor.parameters())
+        actor_parameters = self.actor.optimizer.param_groups[0]["params"]
         self.actor.optimizer.zero_grad()
         actor_loss.backward(inputs=actor_parameters)  # no gradient for V's weights
 
