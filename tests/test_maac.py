@@ -6,6 +6,7 @@ import torch as th
 from conftest import make_small
 from gymnasium import spaces
 from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -456,6 +457,32 @@ def test_batches_mix_real_and_imagined_transitions(real_ratio, expected):
     batch = agent._sample_batch(20)
     assert len(batch.observations) == len(batch.rewards) == len(batch.dones) == len(batch.actions) == 20
     assert (batch.rewards[:, 0] < 1e6).sum().item() == expected
+
+
+class CountingReplayBuffer(ReplayBuffer):
+    """A buffer that samples in a way of its own, as far as anyone knows."""
+
+    sampled = 0
+
+    def sample(self, *args, **kwargs):
+        self.sampled += 1
+        return super().sample(*args, **kwargs)
+
+
+@pytest.mark.parametrize("buffer_class", [ReplayBuffer, CountingReplayBuffer])
+def test_real_batches_are_rows_of_the_replay_buffer(buffer_class):
+    env = make_vec_env(PointEnv, n_envs=2)
+    agent = make_small(MAAC, env, replay_buffer_class=buffer_class).learn(40)
+    buffer = agent.replay_buffer
+    n = buffer.size()
+    dones = buffer.dones * (1 - buffer.timeouts)
+    fields = (buffer.observations, buffer.actions, buffer.next_observations, dones, buffer.rewards)
+    stored = np.concatenate([field[:n].reshape(2 * n, -1) for field in fields], axis=1)
+    stored = {tuple(row) for row in stored.astype(np.float32)}
+    batch = agent._real_batch(2000)
+    drawn = {tuple(row) for row in th.cat(list(batch[:5]), dim=1).numpy()}
+    assert drawn == stored  # the newest ones, too
+    assert (getattr(buffer, "sampled", 0) > 0) == (buffer_class is CountingReplayBuffer)
 
 
 def test_the_imaginary_buffer_is_filled_when_it_is_due():
