@@ -317,13 +317,17 @@ def test_a_run_that_is_stopped_before_it_trains_waits_again():
     assert given_back == [learning.STOPPED]
 
 
-def test_each_run_is_a_process_with_one_thread(tmp_path, capfd):
-    code = "import os, sys; print('threads', os.environ['OMP_NUM_THREADS'], sys.argv[1]); sys.exit(int(sys.argv[1]) * 3)"
+def test_each_run_is_a_process_with_one_thread(tmp_path, capsys):
+    code = "import os, sys; open(sys.argv[2], 'w').write(os.environ['OMP_NUM_THREADS']); sys.exit(int(sys.argv[1]) * 3)"
     jobs = [replace(SAC, seed=seed) for seed in (0, 1)]
-    unfinished = learning.work(learning.LocalQueue(jobs), 2, lambda job: [sys.executable, "-c", code, str(job.seed)])
-    out = capfd.readouterr().out
+
+    def command(job):
+        return [sys.executable, "-c", code, str(job.seed), str(tmp_path / f"threads{job.seed}")]
+
+    unfinished = learning.work(learning.LocalQueue(jobs), 2, command)
+    out = capsys.readouterr().out
     assert unfinished == 1
-    assert "threads 1 0" in out
+    assert [(tmp_path / f"threads{seed}").read_text() for seed in (0, 1)] == ["1", "1"]
     assert "Pendulum-v1_sac_s0: done" in out
     assert "Pendulum-v1_sac_s1: stopped" in out
 
