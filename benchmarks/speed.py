@@ -46,11 +46,13 @@ LEARNING_STARTS = 1000
 AGENT = {"learning_starts": LEARNING_STARTS, "batch_size": 256, "gradient_steps": 1, "policy_kwargs": {"net_arch": [256, 256]}}
 # A patience that never ends: every fit runs to its cap, as fits on much data do
 MODEL = {"model_kwargs": {"patience": 1_000_000}, "termination_fn": "gymnasium"}
+BFLOAT16 = {"model_bfloat16": True, "policy_kwargs": {**AGENT["policy_kwargs"], "critic_bfloat16": True}}
 TRUSTED = {"horizon": 5, "uncertainty_threshold": float("inf")}
 SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "SAC (SB3)": ("SAC", {}),
     "SAC (sbx)": ("sbx", {}),
     "MAAC, H = 0, one-step targets (MBPO)": ("MAAC", {"horizon": 0, "steve": False, **MODEL}),
+    "MAAC, H = 0, one-step targets, bfloat16": ("MAAC", {"horizon": 0, "steve": False, **BFLOAT16, **MODEL}),
     "MAAC, H = 3, one-step targets": ("MAAC", {"horizon": 3, "steve": False, **MODEL}),
     "MAAC, H = 3, STEVE": ("MAAC", {"horizon": 3, **MODEL}),
     "MEMB": ("MEMB", dict(MODEL)),
@@ -223,7 +225,7 @@ def make_agent(name: str, env: str, device: str, cuda_graphs: bool = True) -> Of
             return None
     else:
         cls, arguments = getattr(sb3_modelbased, algorithm), {**arguments, "cuda_graphs": cuda_graphs}
-    agent = cls("MlpPolicy", gym.make(env), seed=0, device=device, **AGENT, **arguments)
+    agent = cls("MlpPolicy", gym.make(env), seed=0, device=device, **{**AGENT, **arguments})
     agent.set_logger(Logger(None, []))
     agent.learn(LEARNING_STARTS)
     return agent
@@ -323,12 +325,14 @@ class EnsembleBench:
     Our ensemble and the reference on the same data.
 
     :param device: torch device
+    :param bfloat16: whether ours multiplies in bfloat16
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, bfloat16: bool = False) -> None:
         th.manual_seed(0)
         space = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,))
-        model = WorldModel(OBSERVATION_DIM, space, MEMBERS, MEMBERS, NET_ARCH, termination_fn=NeverTerminates()).to(device)
+        known = {"termination_fn": NeverTerminates()}
+        model = WorldModel(OBSERVATION_DIM, space, MEMBERS, MEMBERS, NET_ARCH, bfloat16=bfloat16, **known).to(device)
         observations, actions = th.randn(DATA_ROWS, OBSERVATION_DIM), 2 * th.rand(DATA_ROWS, ACTION_DIM) - 1
         next_observations = 0.9 * observations + 0.1 * actions.sum(dim=-1, keepdim=True)
         self.data = ReplayMirror(DATA_ROWS, OBSERVATION_DIM, ACTION_DIM, device)
@@ -378,11 +382,13 @@ def measure_ensemble(device: str, rounds: int, clock: Callable[[], float]) -> di
     :param clock: in seconds
     :return: per second: gradient steps and imagined rows, ours and the reference's
     """
-    bench = EnsembleBench(device)
+    bench, rounded = EnsembleBench(device), EnsembleBench(device, bfloat16=True)
     tasks = {
         "ensemble training steps/s": (bench.train, MODEL_STEPS),
+        "ensemble training steps/s, bfloat16": (rounded.train, MODEL_STEPS),
         "reference training steps/s": (bench.train_plain, MODEL_STEPS),
         "imagined rows/s": (bench.imagine, IMAGINED_ROWS),
+        "imagined rows/s, bfloat16": (rounded.imagine, IMAGINED_ROWS),
         "reference imagined rows/s": (bench.imagine_plain, IMAGINED_ROWS),
     }
     rates: dict[str, list[float]] = defaultdict(list)
@@ -494,7 +500,9 @@ def ensemble_rows(rates: dict[str, list[float]]) -> tuple[list[list[str]], list[
     rows, records = [], []
     for ours, reference in (
         ("ensemble training steps/s", "reference training steps/s"),
+        ("ensemble training steps/s, bfloat16", "reference training steps/s"),
         ("imagined rows/s", "reference imagined rows/s"),
+        ("imagined rows/s, bfloat16", "reference imagined rows/s"),
     ):
         ratio = np.array(rates[ours]) / np.array(rates[reference])
         digits = 0 if "rows" in ours else 1

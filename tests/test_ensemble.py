@@ -77,6 +77,50 @@ def test_dropout_drops_hidden_units_in_training_only():
         assert th.allclose(mlp(inputs)[i], network(inputs), atol=1e-6)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_bfloat16_is_in_the_hidden_layers_only(layer_norm):
+    mlp = EnsembleMLP(2, INPUTS, 3, [64, 64], nn.SiLU, layer_norm=layer_norm, bfloat16=True)
+    inputs = th.randn(2, BATCH, INPUTS)
+    outputs = mlp(inputs)
+    outputs.square().sum().backward()
+    assert outputs.dtype == th.float32
+    for i, network in enumerate(member_networks(mlp)):
+        exact = network(inputs[i])
+        *hidden, last = network
+        low = inputs[i].bfloat16()
+        for layer in hidden:  # every layer's output is rounded to eight bits
+            low = layer.bfloat16()(low)
+        expected = last(low.float())
+        assert not th.allclose(outputs[i], exact, atol=1e-5)
+        assert th.allclose(outputs[i], exact, atol=0.03)
+        assert th.allclose(outputs[i], expected, atol=0.01)
+    for parameter in mlp.parameters():
+        assert parameter.dtype == th.float32
+        assert parameter.grad.dtype == th.float32
+
+
+def test_bfloat16_gradients_are_those_of_float32_but_for_rounding():
+    mlp = EnsembleMLP(2, INPUTS, 3, [64, 64], nn.SiLU)
+    inputs = th.randn(2, 100, INPUTS, requires_grad=True)
+    gradients = []
+    for bfloat16 in (False, True):
+        mlp.use_bfloat16 = bfloat16
+        gradients.append(th.autograd.grad(mlp(inputs).square().mean(), [inputs, *mlp.parameters()]))
+    for exact, rounded in zip(*gradients, strict=True):
+        assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_a_frozen_copy_rounds_as_its_ensemble_does():
+    ensemble = GaussianEnsemble(MEMBERS, INPUTS, 2, net_arch=[64], last_net_arch=[32], dropout=0.1, bfloat16=True)
+    frozen = ensemble.subset([2, 0])
+    ensemble.eval()
+    inputs = th.randn(BATCH, INPUTS)
+    for ours, theirs in zip(frozen(inputs), ensemble(inputs), strict=True):
+        assert ours.equal(theirs[[2, 0]])
+    assert frozen.mlp.use_bfloat16
+    assert frozen.last_mlp.use_bfloat16
+
+
 def softly_clamped(raw: float, low: float, high: float) -> float:
     """PETS, appendix A.1, in plain floats."""
     upper = high - math.log1p(math.exp(high - raw))

@@ -121,13 +121,13 @@ def test_the_gradient_for_the_action_passes_a_shared_extractor():
 
 
 def test_save_and_load():
-    kwargs = {"net_arch": [8], "n_critics": 3, "critic_layer_norm": True, "critic_dropout": 0.1}
+    kwargs = {"net_arch": [8], "n_critics": 3, "critic_layer_norm": True, "critic_dropout": 0.1, "critic_bfloat16": True}
     policy = make(ModelBasedSACPolicy, **kwargs)
     file = io.BytesIO()
     policy.save(file)
     file.seek(0)
     loaded = ModelBasedSACPolicy.load(file, device="cpu")
-    assert loaded.critic_extras == {"layer_norm": True, "dropout": 0.1}
+    assert loaded.critic_extras == {"layer_norm": True, "dropout": 0.1, "bfloat16": True}
     for (name, a), (other, b) in zip(policy.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert name == other
         assert a.equal(b)

@@ -175,6 +175,19 @@ def test_critics(make_agent, algorithm, extras):
     check_trained(make_agent(policy_kwargs={"net_arch": [16], **extras}, **kwargs).learn(30), 30)
 
 
+def test_bfloat16(make_agent, tmp_path):
+    agent = make_agent(model_bfloat16=True, policy_kwargs={"net_arch": [16], "critic_bfloat16": True})
+    check_trained(agent.learn(30), 30)
+    assert agent.critic.q_networks.use_bfloat16
+    agent.save(tmp_path / "agent")
+    loaded = type(agent).load(tmp_path / "agent", env=agent.get_env())
+    assert loaded.world_model.ensemble.mlp.use_bfloat16
+    rows = th.rand(20, 3), th.rand(20, 2)
+    predictions = [one.world_model.predict_members(*rows) for one in (agent, loaded)]
+    for ours, theirs in zip(*predictions, strict=True):
+        assert ours.equal(theirs)
+
+
 @pytest.mark.parametrize("sizes", [{"ensemble_size": 1, "n_elites": 1}, {"ensemble_size": 4, "n_elites": 4}])
 def test_ensembles(make_agent, algorithm, sizes):
     if algorithm.__name__ == "MPDP" and sizes["n_elites"] == 1:

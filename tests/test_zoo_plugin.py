@@ -329,7 +329,7 @@ default:
   ent_coef: auto_0.1
   train_freq: [1, "episode"]
   rollout_length: [1, 5, 100, 200]
-  policy_kwargs: "dict(net_arch=[16], activation_fn=nn.SiLU, n_critics=3, critic_layer_norm=True, critic_dropout=0.01)"
+  policy_kwargs: "dict(net_arch=[16], activation_fn=nn.SiLU, n_critics=3, critic_dropout=0.01, critic_bfloat16=True)"
 """)
     manager = make_manager(rl_zoo3, tmp_path, config=str(config))
     manager._save_config = lambda saved_hyperparams: None  # wants the parsed command line

@@ -7,6 +7,7 @@ All members live in stacked weights ``[E, in, out]``, so that a layer of E netwo
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -75,6 +76,7 @@ class EnsembleMLP(nn.Sequential):
     :param activation_fn: activation between the layers
     :param layer_norm: normalise each hidden layer before its activation
     :param dropout: probability of dropping a hidden unit, 0 for none
+    :param bfloat16: multiply in bfloat16 in all layers but the last; weights, gradients and outputs stay in float32
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class EnsembleMLP(nn.Sequential):
         activation_fn: type[nn.Module] = nn.ReLU,
         layer_norm: bool = False,
         dropout: float = 0.0,
+        bfloat16: bool = False,
     ) -> None:
         sizes = [input_dim, *net_arch, output_dim]
         members = [[nn.Linear(i, o) for i, o in pairwise(sizes)] for _ in range(ensemble_size)]
@@ -100,6 +103,30 @@ class EnsembleMLP(nn.Sequential):
                 # Nobody else reads a layer's output, so that it can be overwritten: one pass over memory less
                 modules.append(nn.ReLU(inplace=True) if activation_fn is nn.ReLU else activation_fn())
         super().__init__(*modules)
+        self.use_bfloat16 = bfloat16
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """
+        :param inputs: one batch per member [E, B, in], or one batch for all [B, in]
+        :return: [E, B, out]
+        """
+        if not self.use_bfloat16:
+            return super().forward(inputs)
+        *hidden, last = self
+        with th.autocast(inputs.device.type, th.bfloat16):
+            for module in hidden:
+                inputs = module(inputs)
+        return last(inputs.float())
+
+    def frozen_members(self, index: th.Tensor) -> "EnsembleMLP":
+        """
+        :param index: members to keep
+        :return: a copy of these members, without a gradient and without dropout
+        """
+        frozen = EnsembleMLP.__new__(EnsembleMLP)
+        nn.Sequential.__init__(frozen, *(_select_members(layer, index) for layer in self if not isinstance(layer, nn.Dropout)))
+        frozen.use_bfloat16 = self.use_bfloat16
+        return frozen
 
 
 class GaussianEnsemble(nn.Module):
@@ -117,6 +144,7 @@ class GaussianEnsemble(nn.Module):
     :param dropout: probability of dropping a hidden unit in training mode
     :param last_net_arch: hidden layers of a second network of each member, which shares no weight with the first and predicts
         the last dimension of the Gaussian; None for one network
+    :param bfloat16: multiply in bfloat16 in all layers but the last
     """
 
     def __init__(
@@ -129,16 +157,18 @@ class GaussianEnsemble(nn.Module):
         activation_fn: type[nn.Module] = nn.SiLU,
         dropout: float = 0.0,
         last_net_arch: Sequence[int] | None = None,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__()
         self.ensemble_size = ensemble_size
         self.target_dim = target_dim
         self.n_logits = n_logits
         outputs = 2 * (target_dim - (last_net_arch is not None)) + n_logits
-        self.mlp: nn.Sequential = EnsembleMLP(ensemble_size, input_dim, outputs, net_arch, activation_fn, dropout=dropout)
-        self.last_mlp: nn.Sequential | None = None
+        shared: dict[str, Any] = {"activation_fn": activation_fn, "dropout": dropout, "bfloat16": bfloat16}
+        self.mlp = EnsembleMLP(ensemble_size, input_dim, outputs, net_arch, **shared)
+        self.last_mlp: EnsembleMLP | None = None
         if last_net_arch is not None:
-            self.last_mlp = EnsembleMLP(ensemble_size, input_dim, 2, last_net_arch, activation_fn, dropout=dropout)
+            self.last_mlp = EnsembleMLP(ensemble_size, input_dim, 2, last_net_arch, **shared)
         self.max_log_var = nn.Parameter(th.full((ensemble_size, 1, target_dim), MAX_LOG_VAR))
         self.min_log_var = nn.Parameter(th.full((ensemble_size, 1, target_dim), MIN_LOG_VAR))
 
@@ -174,20 +204,11 @@ class GaussianEnsemble(nn.Module):
         nn.Module.__init__(frozen)
         frozen.ensemble_size, frozen.target_dim, frozen.n_logits = len(members), self.target_dim, self.n_logits
         index = th.as_tensor(members, device=self.max_log_var.device)
-        frozen.mlp = _frozen_members(self.mlp, index)
-        frozen.last_mlp = None if self.last_mlp is None else _frozen_members(self.last_mlp, index)
+        frozen.mlp = self.mlp.frozen_members(index)
+        frozen.last_mlp = None if self.last_mlp is None else self.last_mlp.frozen_members(index)
         frozen.max_log_var = nn.Parameter(self.max_log_var[index], requires_grad=False)
         frozen.min_log_var = nn.Parameter(self.min_log_var[index], requires_grad=False)
         return frozen
-
-
-def _frozen_members(mlp: nn.Sequential, index: th.Tensor) -> nn.Sequential:
-    """
-    :param mlp: networks of an ensemble
-    :param index: members to keep
-    :return: a copy of these members, without a gradient and without dropout
-    """
-    return nn.Sequential(*(_select_members(module, index) for module in mlp if not isinstance(module, nn.Dropout)))
 
 
 def _select_members(module: nn.Module, index: th.Tensor) -> nn.Module:

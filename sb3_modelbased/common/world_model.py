@@ -78,6 +78,7 @@ class WorldModel(nn.Module):
     :param reward_net_arch: hidden layers of a reward network of its own in each member; None to predict the reward with
         the change of the observation
     :param dropout: probability of dropping a hidden unit while the model is fitted
+    :param bfloat16: multiply in bfloat16 in all layers but the last
     """
 
     elites: th.Tensor
@@ -101,6 +102,7 @@ class WorldModel(nn.Module):
         termination_fn: TerminationFn | None = None,
         reward_net_arch: Sequence[int] | None = None,
         dropout: float = 0.0,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__()
         self.observation_dim = observation_dim
@@ -119,6 +121,7 @@ class WorldModel(nn.Module):
             activation_fn,
             dropout,
             last_net_arch=reward_net_arch if reward_fn is None else None,  # the reward is the last of the targets
+            bfloat16=bfloat16,
         )
         self.input_normalizer = Normalizer(input_dim)
         self.target_normalizer = Normalizer(self.target_dim)

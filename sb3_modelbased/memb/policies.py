@@ -27,6 +27,7 @@ class ValueFunction(BaseModel):
     :param share_features_extractor: Whether the features extractor is shared with the actor, which then trains it
     :param layer_norm: Normalise each hidden layer before its activation
     :param dropout: Probability of dropping a hidden unit in training
+    :param bfloat16: Multiply in bfloat16 in all layers but the last
     """
 
     def __init__(
@@ -41,13 +42,14 @@ class ValueFunction(BaseModel):
         share_features_extractor: bool = False,
         layer_norm: bool = False,
         dropout: float = 0.0,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
         self.share_features_extractor = share_features_extractor
         # An ensemble of one: the network that the critics are made of
-        self.v_network = EnsembleMLP(1, features_dim, 1, net_arch, activation_fn, layer_norm, dropout)
+        self.v_network = EnsembleMLP(1, features_dim, 1, net_arch, activation_fn, layer_norm, dropout, bfloat16)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
