@@ -14,6 +14,7 @@ import argparse
 import csv
 import itertools
 import os
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -564,7 +565,7 @@ def main(argv: list[str] | None = None) -> None:
     speeds, parts, records = agent_rows(agents, rate)
     ensemble_table, ensemble_records = ensemble_rows(ensemble)
     header = {
-        "command": " ".join(["python benchmarks/speed.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": shlex.join(["python", "benchmarks/speed.py", *(sys.argv[1:] if argv is None else argv)]),
         "machine": th.cuda.get_device_name(arguments.device) if arguments.device != "cpu" else cpu_model(),
         "threads": str(arguments.threads),
         "clock": "CPU seconds" if clock is time.process_time else "wall-clock seconds",
