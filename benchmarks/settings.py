@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -168,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     updates, fits = time_updates(env, rounds, arguments.updates), time_fits(env, rounds, arguments.updates)
 
     header = {
-        "command": " ".join(["python benchmarks/settings.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": shlex.join(["python", "benchmarks/settings.py", *(sys.argv[1:] if argv is None else argv)]),
         "machine": cpu_model(), "environment": env, "commit": git_commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }  # fmt: skip
