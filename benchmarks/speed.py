@@ -332,8 +332,9 @@ class EnsembleBench:
     def __init__(self, device: str, bfloat16: bool = False) -> None:
         th.manual_seed(0)
         space = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,))
-        known = {"termination_fn": NeverTerminates()}
-        model = WorldModel(OBSERVATION_DIM, space, MEMBERS, MEMBERS, NET_ARCH, bfloat16=bfloat16, **known).to(device)
+        model = WorldModel(
+            OBSERVATION_DIM, space, MEMBERS, MEMBERS, NET_ARCH, termination_fn=NeverTerminates(), bfloat16=bfloat16
+        ).to(device)
         observations, actions = th.randn(DATA_ROWS, OBSERVATION_DIM), 2 * th.rand(DATA_ROWS, ACTION_DIM) - 1
         next_observations = 0.9 * observations + 0.1 * actions.sum(dim=-1, keepdim=True)
         self.data = ReplayMirror(DATA_ROWS, OBSERVATION_DIM, ACTION_DIM, device)

@@ -329,7 +329,8 @@ default:
   ent_coef: auto_0.1
   train_freq: [1, "episode"]
   rollout_length: [1, 5, 100, 200]
-  policy_kwargs: "dict(net_arch=[16], activation_fn=nn.SiLU, n_critics=3, critic_dropout=0.01, critic_bfloat16=True)"
+  model_bfloat16: True
+  policy_kwargs: "dict(net_arch=[16], activation_fn=nn.SiLU, n_critics=3, critic_layer_norm=True, critic_dropout=0.01)"
 """)
     manager = make_manager(rl_zoo3, tmp_path, config=str(config))
     manager._save_config = lambda saved_hyperparams: None  # wants the parsed command line
@@ -338,4 +339,5 @@ default:
     assert model.n_envs == 2
     assert model.action_noise is not None
     assert model.critic.n_critics == 3
+    assert model.world_model.ensemble.mlp.use_bfloat16
     model.env.close()
