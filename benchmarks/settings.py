@@ -106,7 +106,7 @@ def time_updates(env: str, rounds: int, repeats: int) -> dict[Any, list[float]]:
     """
     agent = make_agent(env)
     agent.policy.set_training_mode(True)
-    return take_turns({size: lambda size=size: agent._update(size) for size in BATCH_SIZES}, rounds, repeats)
+    return take_turns({size: lambda size=size: agent._sample_and_update(size) for size in BATCH_SIZES}, rounds, repeats)
 
 
 def time_fits(env: str, rounds: int, repeats: int) -> dict[Any, list[float]]:

@@ -48,15 +48,24 @@ AGENT = {"learning_starts": LEARNING_STARTS, "batch_size": 256, "gradient_steps"
 # A patience that never ends: every fit runs to its cap, as fits on much data do
 MODEL = {"model_kwargs": {"patience": 1_000_000}, "termination_fn": "gymnasium"}
 BFLOAT16 = {"model_bfloat16": True, "policy_kwargs": {**AGENT["policy_kwargs"], "critic_bfloat16": True}}
+COMPILED = {"compile_updates": True}
 TRUSTED = {"horizon": 5, "uncertainty_threshold": float("inf")}
 SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "SAC (SB3)": ("SAC", {}),
     "SAC (sbx)": ("sbx", {}),
     "MAAC, H = 0, one-step targets (MBPO)": ("MAAC", {"horizon": 0, "steve": False, **MODEL}),
     "MAAC, H = 0, one-step targets, bfloat16": ("MAAC", {"horizon": 0, "steve": False, **BFLOAT16, **MODEL}),
+    "MAAC, H = 0, one-step targets, compiled": ("MAAC", {"horizon": 0, "steve": False, **COMPILED, **MODEL}),
+    "MAAC, H = 0, one-step targets, compiled, bfloat16": (
+        "MAAC",
+        {"horizon": 0, "steve": False, **COMPILED, **BFLOAT16, **MODEL},
+    ),
     "MAAC, H = 3, one-step targets": ("MAAC", {"horizon": 3, "steve": False, **MODEL}),
+    "MAAC, H = 3, one-step targets, compiled": ("MAAC", {"horizon": 3, "steve": False, **COMPILED, **MODEL}),
     "MAAC, H = 3, STEVE": ("MAAC", {"horizon": 3, **MODEL}),
+    "MAAC, H = 3, STEVE, compiled": ("MAAC", {"horizon": 3, **COMPILED, **MODEL}),
     "MEMB": ("MEMB", dict(MODEL)),
+    "MEMB, compiled": ("MEMB", {**COMPILED, **MODEL}),
     "MPDP": ("MPDP", dict(MODEL)),
     "MAAC, H = 5, one-step targets": ("MAAC", {"horizon": 5, "steve": False, **MODEL}),
     "MAAC, H = 5, on-policy critics": ("MAAC", {"horizon": 5, "steve": False, "on_policy_critic": True, **MODEL}),
@@ -101,19 +110,18 @@ class Meter:
 
     :param agent: the algorithm to look at
     :param read: a counter that grows: seconds, or floating-point operations
-    :param inside: whether to look inside the updates, too: not where they are replayed as CUDA graphs
+    :param inside: whether to look inside the updates, too: not where they are replayed as CUDA graphs or compiled
     """
 
     def __init__(self, agent: OffPolicyAlgorithm, read: Callable[[], float], inside: bool = True) -> None:
         self.agent, self.read = agent, read
         self.spent: dict[str, float] = defaultdict(float)
         self._critic_since = 0.0
-        self._splits = inside and hasattr(agent, "_real_batch")
-        self._batch = "_sample_batch" if hasattr(agent, "_sample_batch") else "_real_batch"
+        self._splits = inside and hasattr(agent, "_sample_batch")
         for method in ("collect_rollouts", "train", "_prepare_imagination", "_fit_model"):
             self._wrap(agent, method, lambda: None, lambda: None)
         if self._splits:
-            self._wrap(agent, self._batch, lambda: None, lambda: None)
+            self._wrap(agent, "_sample_batch", lambda: None, lambda: None)
             for method in CRITIC_BEGINS:
                 self._wrap(agent, method, self._begin_critic, lambda: None)
             self._wrap(agent.critic.optimizer, "step", lambda: None, self._end_critic)  # type: ignore[attr-defined]
@@ -150,7 +158,7 @@ class Meter:
         self.agent.learn(STEPS, reset_num_timesteps=False)
         spent = self.spent
         updates = spent["train"] - spent["_prepare_imagination"]
-        split, batch = self._splits, spent[self._batch]
+        split, batch = self._splits, spent["_sample_batch"]
         return {
             "total": self.read() - start,
             "env": spent["collect_rollouts"],
@@ -192,20 +200,34 @@ def matmul_rate(clock: Callable[[], float], device: str, size: int = 256, repeat
 # -- The agents -------------------------------------------------------------------------------------------------------
 
 
+# Who captures updates, and the switches
+CAPTURES = ("cuda_graphs", "compile_updates"), ("cuda_graphs", "compiled")
+
+
 @contextmanager
 def eagerly(agent: OffPolicyAlgorithm) -> Iterator[None]:
     """
-    Without CUDA graphs: a replay goes past what counts operations.
+    Without CUDA graphs and compiled code: they go past what counts operations.
 
     :param agent: any
     """
-    owners = [owner for owner in (agent, getattr(agent, "model_trainer", None)) if hasattr(owner, "cuda_graphs")]
-    before = [owner.cuda_graphs for owner in owners]
-    for owner in owners:
-        owner.cuda_graphs = False
+    owners = zip((agent, getattr(agent, "model_trainer", None)), CAPTURES, strict=True)
+    switches = [(owner, name) for owner, names in owners for name in names if hasattr(owner, name)]
+    before = [getattr(*switch) for switch in switches]
+    for switch in switches:
+        setattr(*switch, False)
     yield
-    for owner, value in zip(owners, before, strict=True):
-        owner.cuda_graphs = value
+    for switch, value in zip(switches, before, strict=True):
+        setattr(*switch, value)
+
+
+def is_captured(agent: OffPolicyAlgorithm) -> bool:
+    """
+    :param agent: any
+    :return: whether its updates run as CUDA graphs or compiled
+    """
+    switch = "compile_updates" if agent.device.type == "cpu" else "cuda_graphs"
+    return getattr(agent, switch, False)
 
 
 def make_agent(name: str, env: str, device: str, cuda_graphs: bool = True) -> OffPolicyAlgorithm | None:
@@ -249,11 +271,10 @@ def measure_agents(
     for name, agent in agents.items():  # this is the warm-up, too, with the first fit
         with eagerly(agent):
             operations[name] = count_flops(lambda read, a=agent: Meter(a, read).learn())
-    graphed = cuda_graphs and device != "cpu"
-    meters = {name: Meter(agent, clock, inside=not graphed) for name, agent in agents.items()}
-    if graphed:  # graphs are captured, and once more when the imaginary buffer has grown
-        for meter in meters.values():
-            meter.learn()
+    meters = {name: Meter(agent, clock, inside=not is_captured(agent)) for name, agent in agents.items()}
+    for name, agent in agents.items():
+        if is_captured(agent):  # graphs are captured, and once more when the imaginary buffer has grown; or code is compiled
+            print(f"capture: {name}, {meters[name].learn()['total']:.0f} s", flush=True)
     seconds: dict[str, list[dict[str, float]]] = defaultdict(list)
     for index in range(rounds):
         for name, meter in meters.items():
@@ -327,9 +348,10 @@ class EnsembleBench:
 
     :param device: torch device
     :param bfloat16: whether ours multiplies in bfloat16
+    :param compiled: whether our gradient steps are compiled
     """
 
-    def __init__(self, device: str, bfloat16: bool = False) -> None:
+    def __init__(self, device: str, bfloat16: bool = False, compiled: bool = False) -> None:
         th.manual_seed(0)
         space = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,))
         model = WorldModel(
@@ -341,6 +363,7 @@ class EnsembleBench:
         zeros = th.zeros(DATA_ROWS)
         self.data.extend(Transitions(observations, actions, next_observations, next_observations[:, 0], zeros))
         self.trainer = ModelTrainer(model, max_gradient_steps=MODEL_STEPS, patience=1_000_000)
+        self.trainer.compiled = compiled
         self.trainer.fit(self.data)
         self.model = model
         self.plain = PlainEnsemble().to(device)
@@ -351,8 +374,9 @@ class EnsembleBench:
     def train(self) -> None:
         """``MODEL_STEPS`` gradient steps of our ensemble, as a fit takes them."""
         rows = th.randint(DATA_ROWS, (MODEL_STEPS, MEMBERS, MODEL_BATCH), device=self.data.device)
+        gradient_step = self.trainer._choose_gradient_step()
         for batch_rows in rows:
-            self.trainer._gradient_step(self.data, batch_rows)
+            gradient_step(self.data, batch_rows)
 
     def train_plain(self) -> None:
         """As many of the reference, on inputs and targets that are already there."""
@@ -385,8 +409,10 @@ def measure_ensemble(device: str, rounds: int, clock: Callable[[], float]) -> di
     :return: per second: gradient steps and imagined rows, ours and the reference's
     """
     bench, rounded = EnsembleBench(device), EnsembleBench(device, bfloat16=True)
+    compiled = EnsembleBench(device, compiled=device == "cpu")
     tasks = {
         "ensemble training steps/s": (bench.train, MODEL_STEPS),
+        "ensemble training steps/s, compiled": (compiled.train, MODEL_STEPS),
         "ensemble training steps/s, bfloat16": (rounded.train, MODEL_STEPS),
         "reference training steps/s": (bench.train_plain, MODEL_STEPS),
         "imagined rows/s": (bench.imagine, IMAGINED_ROWS),
@@ -502,6 +528,7 @@ def ensemble_rows(rates: dict[str, list[float]]) -> tuple[list[list[str]], list[
     rows, records = [], []
     for ours, reference in (
         ("ensemble training steps/s", "reference training steps/s"),
+        ("ensemble training steps/s, compiled", "reference training steps/s"),
         ("ensemble training steps/s, bfloat16", "reference training steps/s"),
         ("imagined rows/s", "reference imagined rows/s"),
         ("imagined rows/s, bfloat16", "reference imagined rows/s"),

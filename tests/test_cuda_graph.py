@@ -114,19 +114,18 @@ def test_function_that_cannot_be_captured_runs_eagerly(recorded, monkeypatch):
 def test_learning_rate_moves_into_a_tensor_and_back():
     parameter = th.nn.Parameter(th.ones(2))
     optimizer = th.optim.Adam([parameter], lr=1e-3, fused=True)
-    prepare_optimizers([optimizer], capturable=True)
+    prepare_optimizers([optimizer], captured=True)
     rate = optimizer.param_groups[0]["lr"]
     set_learning_rate(optimizer, 5e-4)
     assert optimizer.param_groups[0]["lr"] is rate  # a captured step reads it there
     assert rate.item() == pytest.approx(5e-4)
-    assert optimizer.param_groups[0]["capturable"]
+    parameter.grad = th.ones(2)
+    optimizer.step()  # refused on a CPU where it is capturable
+    assert th.allclose(parameter, th.full((2,), 1 - 5e-4))
 
-    prepare_optimizers([optimizer], capturable=False)
+    prepare_optimizers([optimizer], captured=False)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
     assert isinstance(optimizer.param_groups[0]["lr"], float)
-    parameter.grad = th.ones(2)
-    optimizer.step()  # refused on a CPU while it is capturable
-    assert th.allclose(parameter, th.full((2,), 1 - 5e-4))
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")

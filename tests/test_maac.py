@@ -274,7 +274,7 @@ def test_the_critics_learn_from_some_pairs_of_the_trajectories(monkeypatch):
     for _ in range(8):
         seen.clear()
         agent.metrics.clear()
-        agent._update(5)
+        agent._sample_and_update(5)
         (trajectory, targets), learned_from = seen[:2]
         pairs = th.cat([trajectory.observations[:-1], trajectory.actions], dim=-1).flatten(0, 1)
         rows = [(pairs - pair).abs().sum(dim=1).argmin().item() for pair in th.cat(learned_from, dim=1)]
@@ -317,7 +317,7 @@ def test_the_critics_loss_on_a_trajectory_against_a_loop_over_samples():
         for layers in [(agent.critic.q_networks[0], agent.critic.q_networks[2])]
         for j in range(2)
     ]
-    agent._update(5)
+    agent._sample_and_update(5)
 
     def q(critic, state, action):
         (w1, b1), (w2, b2) = critic
@@ -389,7 +389,7 @@ def test_actor_loss_and_gradient_against_finite_differences(monkeypatch, horizon
         lambda like: next(draws, th.zeros(like.shape)).reshape(like.shape),
     )
     agent._sample_batch = lambda batch_size: batch
-    agent._update(5)  # with a learning rate of zero
+    agent._sample_and_update(5)  # with a learning rate of zero
 
     actor = agent.actor
     layers = numpy_layers([actor.latent_pi[0], actor.mu, actor.log_std])
@@ -433,13 +433,13 @@ def test_the_actors_loss_leaves_the_critics_alone():
     agent = agent_in_linear_world(horizon=2, steve=False)
     batch = random_batch()
     agent._sample_batch = lambda batch_size: batch
-    agent._update(5)
+    agent._sample_and_update(5)
     targets = []
     agent.critic.optimizer.zero_grad()
     q_values = agent.critic(batch.observations, batch.actions)
     th.manual_seed(5)
     agent._batch_targets = lambda *_: targets.append(q_values.detach()[0]) or q_values.detach()[0]
-    agent._update(5)
+    agent._sample_and_update(5)
     # The first critic's targets were its own values: whatever gradient it has would come from the actor's loss
     assert targets
     for parameter in agent.critic.parameters():

@@ -309,7 +309,7 @@ def test_the_critics_get_no_gradient_from_the_plan(monkeypatch: pytest.MonkeyPat
         critic_step(*args, **kwargs)
 
     monkeypatch.setattr(agent.critic.optimizer, "step", step)
-    agent._update(8)
+    agent._sample_and_update(8)
     assert all(p.requires_grad for p in agent.actor.parameters())
     assert all(p.grad.equal(own) for p, own in zip(agent.critic.parameters(), left_by_their_own_loss, strict=True))
     assert all(p.grad is None for p in agent.world_model.elite_ensemble.parameters())

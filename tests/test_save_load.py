@@ -237,9 +237,9 @@ def test_get_and_set_parameters(make_agent):
     with pytest.raises(ValueError, match="policy"):
         other.set_parameters({name: part for name, part in state.items() if name != "policy"})
     # A CUDA graph would go on with the optimisers' old tensors
-    other._graphed_update = other.model_trainer._graphed_step = "a graph"
+    other._captured_update = other.model_trainer._captured_step = "a graph"
     other.set_parameters({"policy": state["policy"]}, exact_match=False)
-    assert other._graphed_update is other.model_trainer._graphed_step is None
+    assert other._captured_update is other.model_trainer._captured_step is None
     other.learn(5)
 
 

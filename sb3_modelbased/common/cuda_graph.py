@@ -77,26 +77,28 @@ class GraphedCall:
         th.cuda.current_stream().wait_stream(stream)
 
 
-def prepare_optimizers(optimizers: Iterable[th.optim.Optimizer], capturable: bool) -> None:
+def prepare_optimizers(optimizers: Iterable[th.optim.Optimizer], captured: bool) -> None:
     """
-    Make optimisers fit for a graph, or fit for eager updates on any device again: a captured step reads its learning
-    rate from a tensor, and PyTorch refuses ``capturable`` on a CPU, where a saved agent may be loaded.
+    Make optimisers fit for a graph or for compiled code, or fit for eager updates on any device again: a captured step
+    reads its learning rate from a tensor. PyTorch asks for ``capturable`` on a GPU and refuses it on a CPU, where a saved
+    agent may be loaded.
 
     :param optimizers: Adam or AdamW
-    :param capturable: whether their steps will be captured
+    :param captured: whether their steps will be captured
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if "capturable" not in group:
                 continue
-            group["capturable"] = capturable
-            if capturable and not isinstance(group["lr"], th.Tensor):
-                group["lr"] = th.tensor(group["lr"], device=group["params"][0].device)
-            elif not capturable:
+            device = group["params"][0].device
+            group["capturable"] = captured and device.type == "cuda"
+            if captured and not isinstance(group["lr"], th.Tensor):
+                group["lr"] = th.tensor(group["lr"], device=device)
+            elif not captured:
                 group["lr"] = float(group["lr"])
             for parameter in group["params"]:
                 step = optimizer.state.get(parameter, {}).get("step")
-                if capturable and step is not None:
+                if captured and step is not None:
                     optimizer.state[parameter]["step"] = step.to(parameter.device)
 
 

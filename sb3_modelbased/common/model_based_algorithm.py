@@ -1,6 +1,6 @@
 """What MAAC, MEMB and MPDP have in common: when to fit the model, what to save, what to log, what to refuse."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -20,6 +20,7 @@ from torch import nn
 
 from sb3_modelbased.common.agent_view import AgentView, make_view
 from sb3_modelbased.common.buffers import ReplayMirror
+from sb3_modelbased.common.compiled_call import CompiledCall
 from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
 from sb3_modelbased.common.denormals import flushed_denormals
 from sb3_modelbased.common.entropy import FixedEntropyCoef, LearnedEntropyCoef, make_entropy_coef
@@ -88,6 +89,8 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
     :param termination_fn: known termination function with the same arguments; "gymnasium" for the one of a Gymnasium
         task; None to learn it
     :param cuda_graphs: on a CUDA device, run updates and model updates as CUDA graphs; no effect on a CPU
+    :param compile_updates: on a CPU, run updates and model updates as compiled code, after half a minute or more of compiling
+        and with a C++ compiler; no effect on a CUDA device
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
     :param use_sde_at_warmup: Whether to use gSDE instead of uniform sampling during the warm up phase
@@ -140,6 +143,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | str | None = None,
         cuda_graphs: bool = True,
+        compile_updates: bool = False,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         use_sde_at_warmup: bool = False,
@@ -197,6 +201,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         self.reward_fn = reward_fn
         self.termination_fn = termination_fn
         self.cuda_graphs = cuda_graphs
+        self.compile_updates = compile_updates
 
         # State of the training that is saved with the agent
         self.model_fit_at: int | None = None  # env steps at the last fit
@@ -240,10 +245,11 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         with keys_of("model_kwargs", model_kwargs, ModelTrainer, given_by_us):
             self.model_trainer = ModelTrainer(**given_by_us, **model_kwargs)
         self.model_trainer.cuda_graphs = self.cuda_graphs and self.device.type == "cuda"
+        self.model_trainer.compiled = self._compiles
         self.real_data = ReplayMirror(self.buffer_size, observation_dim, action_dim, self.device)
         self.metrics = RunningMeans()
         self._view: AgentView = make_view(self._vec_normalize_env, self.device)
-        self._graphed_update: GraphedCall | None = None
+        self._captured_update: Callable[[Any], None] | None = None
         self._finite_parameters: dict[str, Any] = {}
         self._checked_at_update = self._n_updates
 
@@ -295,14 +301,14 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         """
         super().set_env(env, force_reset=force_reset)
         self._view = make_view(self._vec_normalize_env, self.device)
-        self._graphed_update = None
+        self._captured_update = None
         if self.termination_fn == "gymnasium":
             self._resolve_termination_fn()
             self.world_model.termination_fn = self._known_termination_fn
 
     def set_parameters(self, *args: Any, **kwargs: Any) -> None:
         """
-        SB3's. CUDA graphs hold on to the optimisers' old tensors and are captured anew.
+        SB3's. Captured updates hold on to the optimisers' old tensors and are captured anew.
 
         :raises RuntimeError: if the parameters are those of other networks
         """
@@ -315,7 +321,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
                 "a fixed or a learned `ent_coef`, MPDP's `horizon`) cannot be changed when an agent is loaded. The error "
                 f"was: {error}"
             ) from error
-        self._graphed_update = None
+        self._captured_update = None
         self.model_trainer.forget_graph()
 
     # -- What is refused ----------------------------------------------------------------------------------------------
@@ -495,24 +501,40 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     def _run_update(self, batch_size: int) -> None:
         """
-        One :meth:`_update`, eagerly or as a CUDA graph.
+        One :meth:`_update` on a batch of its own: eagerly, as a CUDA graph or compiled.
 
         :param batch_size: minibatch size
         """
-        if not self._graphs_updates:
-            return self._update(batch_size)
-        if self._graphed_update is None:
-            self._graphed_update = GraphedCall(self._update, self._static_addresses)
-        self._graphed_update(batch_size)
+        if self._graphs_updates:
+            # The batch is drawn within the graph
+            if self._captured_update is None:
+                self._captured_update = GraphedCall(self._sample_and_update, self._static_addresses)
+            self._captured_update(batch_size)
+        elif self._compiles_updates:
+            if self._captured_update is None:
+                self._captured_update = CompiledCall(self._update)
+            self._captured_update(self._sample_batch(batch_size))
+        else:
+            self._sample_and_update(batch_size)
 
-    def _update(self, batch_size: int) -> None:
+    def _sample_and_update(self, batch_size: int) -> None:
+        self._update(self._sample_batch(batch_size))
+
+    def _update(self, batch: ReplayBufferSamples) -> None:
         """
         One update of the agent, of everything but the target networks. It neither reads from the device nor counts in
-        Python, so that it can be captured as a CUDA graph.
+        Python, so that it can be captured as a CUDA graph, or recorded and compiled.
 
-        :param batch_size: minibatch size
+        :param batch: transitions in environment units
         """
         raise NotImplementedError()
+
+    def _sample_batch(self, batch_size: int) -> ReplayBufferSamples:
+        """
+        :param batch_size: minibatch size
+        :return: what an update learns from, in environment units: real transitions, where nothing else is said
+        """
+        return self._real_batch(batch_size)
 
     def _imagined_per_update(self, batch_size: int) -> int:
         """
@@ -552,11 +574,21 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         """Whether an update runs as a CUDA graph. SB3's gSDE reads from the device, which a graph must not."""
         return self.cuda_graphs and self.device.type == "cuda" and self._samples_from_mirror and not self.use_sde
 
+    @property
+    def _compiles(self) -> bool:
+        """Whether to compile what can be compiled."""
+        return self.compile_updates and self.device.type == "cpu"
+
+    @property
+    def _compiles_updates(self) -> bool:
+        """Whether an update runs as compiled code. gSDE replaces its tensors."""
+        return self._compiles and not self.use_sde
+
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         learning_rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", learning_rate)
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        prepare_optimizers(optimizers, capturable=self._graphs_updates)
+        prepare_optimizers(optimizers, captured=self._graphs_updates or self._compiles_updates)
         for optimizer in optimizers:
             set_learning_rate(optimizer, learning_rate)
         set_learning_rate(self.critic.optimizer, self.value_lr_schedule(self._current_progress_remaining))
@@ -697,7 +729,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
             "model_trainer",
             "real_data",
             "metrics",
-            "_graphed_update",
+            "_captured_update",
             "_view",
             "_finite_parameters",
         ]

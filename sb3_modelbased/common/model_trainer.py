@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch as th
 
 from sb3_modelbased.common.buffers import ReplayMirror
+from sb3_modelbased.common.compiled_call import CompiledCall
 from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
 from sb3_modelbased.common.ensemble import GaussianEnsemble, gaussian_nll, sampled_squared_error
 from sb3_modelbased.common.errors import NonFiniteError
@@ -68,6 +69,32 @@ class FitReport(NamedTuple):
     seconds: float
 
 
+# On rows [E, B] of the data
+GradientStep = Callable[[ReplayMirror, th.Tensor], None]
+
+
+class _CompiledStep:
+    """
+    A gradient step of the model as compiled code, for batches of one size; others (an epoch's last) run eagerly.
+
+    :param gradient_step: the eager step
+    :param ensemble_size: E
+    :param batch_size: rows per member
+    """
+
+    def __init__(self, gradient_step: Callable[[Transitions], None], ensemble_size: int, batch_size: int) -> None:
+        self.gradient_step = gradient_step
+        self.shape = (ensemble_size, batch_size)
+        self.call = CompiledCall(gradient_step)
+
+    def __call__(self, data: ReplayMirror, rows: th.Tensor) -> None:
+        """
+        :param data: real transitions
+        :param rows: of the batch, [E, B]
+        """
+        (self.call if rows.shape == self.shape else self.gradient_step)(data[rows])
+
+
 class _GraphedStep:
     """
     A gradient step of the model as a CUDA graph, for batches of one size; others (an epoch's last) run eagerly.
@@ -77,7 +104,7 @@ class _GraphedStep:
     :param batch_size: rows per member
     """
 
-    def __init__(self, gradient_step: Callable[[ReplayMirror, th.Tensor], None], ensemble_size: int, batch_size: int) -> None:
+    def __init__(self, gradient_step: GradientStep, ensemble_size: int, batch_size: int) -> None:
         self.gradient_step = gradient_step
         self.shape = (ensemble_size, batch_size)
         self.data: ReplayMirror | None = None
@@ -166,7 +193,8 @@ class ModelTrainer:
             world_model.ensemble.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
         )
         self.cuda_graphs = False
-        self._graphed_step: _GraphedStep | None = None
+        self.compiled = False
+        self._captured_step: _GraphedStep | _CompiledStep | None = None
 
     def fit(self, data: ReplayMirror) -> FitReport:
         """
@@ -181,13 +209,9 @@ class ModelTrainer:
         model.fit_normalizers(data[:])
         holdout = data[holdout_rows]
 
-        prepare_optimizers([self.optimizer], capturable=self.cuda_graphs)
+        prepare_optimizers([self.optimizer], captured=self.cuda_graphs or self.compiled)
         set_learning_rate(self.optimizer, self.learning_rate)  # a loaded optimiser has the one it was saved with
-        gradient_step: Callable[[ReplayMirror, th.Tensor], None] = self._gradient_step
-        if self.cuda_graphs:
-            if self._graphed_step is None:
-                self._graphed_step = _GraphedStep(self._gradient_step, ensemble.ensemble_size, self.batch_size)
-            gradient_step = self._graphed_step
+        gradient_step = self._choose_gradient_step()
 
         parameters = list(ensemble.parameters())
         best = [parameter.detach().clone() for parameter in parameters]
@@ -249,7 +273,7 @@ class ModelTrainer:
 
     def forget_graph(self) -> None:
         """Capture the gradient step anew: the optimiser's tensors were replaced, and a graph would go on with the old ones."""
-        self._graphed_step = None
+        self._captured_step = None
 
     def loss(self, batch: Transitions) -> th.Tensor:
         """
@@ -266,9 +290,24 @@ class ModelTrainer:
             loss = loss + _cross_entropy(logits, batch.terminated).sum()
         return loss
 
+    def _choose_gradient_step(self) -> GradientStep:
+        """
+        :return: the eager gradient step, or the captured one
+        """
+        if self._captured_step is None:
+            size = self.world_model.ensemble_size, self.batch_size
+            if self.cuda_graphs:
+                self._captured_step = _GraphedStep(self._gradient_step, *size)
+            elif self.compiled:
+                self._captured_step = _CompiledStep(self._update, *size)
+        return self._captured_step or self._gradient_step
+
     def _gradient_step(self, data: ReplayMirror, rows: th.Tensor) -> None:
+        self._update(data[rows])
+
+    def _update(self, batch: Transitions) -> None:
         self.optimizer.zero_grad()
-        self.loss(data[rows]).backward()
+        self.loss(batch).backward()
         self.optimizer.step()
 
     @th.no_grad()

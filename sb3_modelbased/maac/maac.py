@@ -168,13 +168,12 @@ class MAAC(ModelBasedAlgorithm):
         pairs = [pair for pair in zip(*parts, strict=True) if pair[0] is not None]
         return ReplayBufferSamples(*(th.cat(pair) for pair in pairs))
 
-    def _update(self, batch_size: int) -> None:
+    def _update(self, batch: ReplayBufferSamples) -> None:
         """
         One update of the entropy coefficient, the critics and the actor (algorithm 1, lines 10 and 11).
 
-        :param batch_size: minibatch size
+        :param batch: transitions in environment units
         """
-        batch = self._sample_batch(batch_size)
         if self.use_sde:
             self.actor.reset_noise()
         ent_coef = self.entropy_coef()

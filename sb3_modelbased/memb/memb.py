@@ -159,13 +159,12 @@ class MEMB(ModelBasedAlgorithm):
         """
         return self.value_target, self.value
 
-    def _update(self, batch_size: int) -> None:
+    def _update(self, batch: ReplayBufferSamples) -> None:
         """
         One update of Q, V, the actor and the entropy coefficient (algorithm 1, phase 3).
 
-        :param batch_size: minibatch size
+        :param batch: transitions in environment units
         """
-        batch = self._real_batch(batch_size)
         if self.use_sde:
             self.actor.reset_noise()
         ent_coef = self.entropy_coef()

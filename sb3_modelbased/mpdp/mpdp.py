@@ -133,6 +133,11 @@ class MPDP(ModelBasedAlgorithm):
         """False: how many plans go on is known only while planning, and a CUDA graph has one shape."""
         return False
 
+    @property
+    def _compiles_updates(self) -> bool:
+        """False, for the same reason."""
+        return False
+
     def _policy_fn(self, observations: th.Tensor, step: int = 0) -> tuple[th.Tensor, th.Tensor]:
         """
         :param observations: raw, [B, O]
@@ -217,13 +222,12 @@ class MPDP(ModelBasedAlgorithm):
         q_values = self.critic(self._view.observations(plan.observations), plan.actions).amin(dim=0)
         return plan.returns.index_add(0, plan.rows, plan.weights * (q_values - ent_coef * plan.log_probs))
 
-    def _update(self, batch_size: int) -> None:
+    def _update(self, batch: ReplayBufferSamples) -> None:
         """
         One update of the entropy coefficient, the critics and all policies (algorithm 2, lines 5 to 7).
 
-        :param batch_size: minibatch size
+        :param batch: transitions in environment units
         """
-        batch = self._real_batch(batch_size)
         if self.use_sde:
             self.policy.reset_noise()
         ent_coef = self.entropy_coef()
