@@ -71,14 +71,17 @@ def test_parts_make_the_whole(speed, algorithm, arguments):
     assert outside["critic"] == outside["actor"] == 0 < outside["updates"]
 
 
-def test_operations_are_counted_without_graphs(speed):
-    agent = MAAC("MlpPolicy", "Pendulum-v1", device="cpu")
+def test_operations_are_counted_without_graphs_and_compiled_code(speed):
+    agent = MAAC("MlpPolicy", "Pendulum-v1", device="cpu", compile_updates=True)
     agent.model_trainer.cuda_graphs = True
+    assert agent.model_trainer.compiled
+    assert speed.is_captured(agent)
+    switches = [(agent, "cuda_graphs"), (agent, "compile_updates"), (agent.model_trainer, "cuda_graphs")]
+    switches.append((agent.model_trainer, "compiled"))
     with speed.eagerly(agent):
-        assert not agent.cuda_graphs
-        assert not agent.model_trainer.cuda_graphs
-    assert agent.cuda_graphs
-    assert agent.model_trainer.cuda_graphs
+        assert not any(getattr(*switch) for switch in switches)
+        assert not speed.is_captured(agent)
+    assert all(getattr(*switch) for switch in switches)
 
 
 def test_files(speed, tmp_path, monkeypatch):
