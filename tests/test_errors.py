@@ -345,6 +345,19 @@ def test_divergence_stops_and_leaves_the_last_finite_parameters(make_agent, algo
     loaded.learn(5, reset_num_timesteps=False)
 
 
+def test_divergence_is_noticed_without_torchs_validation(make_agent, monkeypatch):
+    # torch.compile turns it off for the whole process
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", False)
+    agent = make_agent(learning_starts=20, model_train_freq=1000)
+    agent.learn(21)
+    good = state_of(agent)["policy"]
+    poison(agent, "policy")
+    with pytest.raises(NonFiniteError, match="the policy's outputs did not"):
+        agent.learn(60, reset_num_timesteps=False)
+    for ours, expected in zip(tensors_in(agent.get_parameters()["policy"]), tensors_in(good), strict=True):
+        assert ours.equal(expected)
+
+
 def test_a_real_divergence_is_noticed(make_agent, tmp_path, algorithm):
     agent = make_agent(learning_rate=1e30)
     with pytest.raises(NonFiniteError, match="must stay finite"):

@@ -11,11 +11,17 @@ import torch as th
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.split_module import split_module
+from torch.overrides import TorchFunctionMode
 
 # Of the recorded operations these run as they are: TorchInductor knows no fused optimisers
 EAGER_OPERATIONS = (th.ops.aten._fused_adam_, th.ops.aten._fused_adamw_)
 # Left by the optimisers' own profiling, and of no effect
 PROFILER_OPERATIONS = (th.ops.profiler._record_function_enter_new, th.ops.profiler._record_function_exit)
+# What they return is a number or an array of the recorded call, which all later calls would go on with
+READS = {
+    getattr(th.Tensor, name)
+    for name in ("item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose")
+} | {th.equal, th.allclose, th.is_nonzero}
 
 
 class CompiledCall:
@@ -25,8 +31,9 @@ class CompiledCall:
     results, up to rounding.
 
     What :class:`~sb3_modelbased.common.cuda_graph.GraphedCall` asks for holds here, too: the function must not read values
-    of tensors, and apart from the batch it works on tensors that stay where they are. For batches of other shapes it is
-    recorded anew, and so it is for a copy.
+    of tensors, and apart from the batch it works on tensors that stay where they are. A function that reads values runs
+    eagerly, with a warning. Python numbers are recorded as they are: the function must not depend on any that change. For
+    batches of other shapes it is recorded anew, and so it is for a copy.
 
     :param function: what to call with a named tuple of tensors, None among them; it returns nothing
     """
@@ -48,10 +55,11 @@ class CompiledCall:
         """
         if self._failed:
             return self.function(batch)
-        signature = tuple(None if field is None else (field.shape, field.dtype) for field in batch)
+        signature = tuple(None if field is None else (field.shape, field.stride(), field.dtype) for field in batch)
         if signature != self._recorded_for:
             self._compiled, self._recorded_for = None, signature
             return self.function(batch)
+        random_state = th.get_rng_state() if self._compiled is None else None
         try:
             if self._compiled is None:
                 self._compiled = compile_recorded(*record(self.function, batch))
@@ -61,13 +69,28 @@ class CompiledCall:
         except Exception as error:
             # Whatever the compiler lacks, training can go on. An update that broke off is repeated as a whole.
             self._failed, self._compiled = True, None
+            if random_state is not None:
+                th.set_rng_state(random_state)
             warnings.warn(
                 "The update could not be compiled and runs eagerly, which is slower. The usual causes are a missing C++ "
-                "compiler and a `reward_fn` or `termination_fn` that reads values (`.item()`, `if` on a tensor). "
+                "compiler and a `reward_fn` or `termination_fn` that reads values (`.item()`, `.numpy()`, `if` on a tensor). "
                 f"`compile_updates=False` silences this. The error was: {type(error).__name__}: {str(error)[:1000]}",
                 stacklevel=2,
             )
             self.function(batch)
+
+
+class ValueReadError(RuntimeError):
+    """A function that is being recorded reads values, which are other ones in the next call."""
+
+
+class _NoReads(TorchFunctionMode):
+    """Refuses to turn tensors into numbers and arrays."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READS:
+            raise ValueReadError(f"`{func.__name__}` reads the values of a tensor.")
+        return func(*args, **(kwargs or {}))
 
 
 class Recording(NamedTuple):
@@ -90,12 +113,14 @@ def record(function: Callable[[Any], None], batch: tuple[th.Tensor | None, ...])
     :param function: of a named tuple of tensors
     :param batch: the argument
     :return: the operations
+    :raises ValueReadError: if the function reads values
     """
 
     def of_tensors(*tensors: th.Tensor) -> None:
         given = iter(tensors)
         fields = (None if field is None else next(given) for field in batch)
-        function(type(batch)(*fields))  # type: ignore[arg-type]
+        with _NoReads():
+            function(type(batch)(*fields))  # type: ignore[arg-type]
 
     recorded = make_fx(of_tensors, tracing_mode="real")(*_tensors(batch))
     graph = recorded.graph

@@ -102,6 +102,14 @@ def prepare_optimizers(optimizers: Iterable[th.optim.Optimizer], captured: bool)
                     optimizer.state[parameter]["step"] = step.to(parameter.device)
 
 
+def are_capturable(optimizers: Iterable[th.optim.Optimizer]) -> bool:
+    """
+    :param optimizers: any
+    :return: whether a captured step reads what may change, above all the learning rate, from tensors
+    """
+    return all("capturable" in group for optimizer in optimizers for group in optimizer.param_groups)
+
+
 def set_learning_rate(optimizer: th.optim.Optimizer, learning_rate: float) -> None:
     """
     :param optimizer: prepared for a graph or not

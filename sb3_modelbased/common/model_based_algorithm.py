@@ -21,7 +21,7 @@ from torch import nn
 from sb3_modelbased.common.agent_view import AgentView, make_view
 from sb3_modelbased.common.buffers import ReplayMirror
 from sb3_modelbased.common.compiled_call import CompiledCall
-from sb3_modelbased.common.cuda_graph import GraphedCall, prepare_optimizers, set_learning_rate
+from sb3_modelbased.common.cuda_graph import GraphedCall, are_capturable, prepare_optimizers, set_learning_rate
 from sb3_modelbased.common.denormals import flushed_denormals
 from sb3_modelbased.common.entropy import FixedEntropyCoef, LearnedEntropyCoef, make_entropy_coef
 from sb3_modelbased.common.errors import (
@@ -90,7 +90,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         task; None to learn it
     :param cuda_graphs: on a CUDA device, run updates and model updates as CUDA graphs; no effect on a CPU
     :param compile_updates: on a CPU, run updates and model updates as compiled code, after half a minute or more of compiling
-        and with a C++ compiler; no effect on a CUDA device
+        and with a C++ compiler; ``gamma`` and other numbers must not change on the way. No effect on a CUDA device
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
     :param use_sde_at_warmup: Whether to use gSDE instead of uniform sampling during the warm up phase
@@ -252,6 +252,8 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         self._captured_update: Callable[[Any], None] | None = None
         self._finite_parameters: dict[str, Any] = {}
         self._checked_at_update = self._n_updates
+        if self._compiles_updates:
+            self._check_optimizers()
 
     def _make_world_model(self, observation_dim: int, **kwargs: Any) -> WorldModel:
         """
@@ -331,6 +333,17 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
         """SB3's, behind a look at the spaces: SB3's own errors name remedies that do not exist here."""
         cls._check_spaces(env.observation_space, env.action_space)
         return super()._wrap_env(env, verbose, monitor_wrapper)
+
+    def _check_optimizers(self) -> None:
+        for optimizer in self._optimizers():
+            fused = all(group.get("fused") for group in optimizer.param_groups)
+            if not fused or type(optimizer) not in (th.optim.Adam, th.optim.AdamW):
+                kwargs = (self.policy_kwargs or {}).get("optimizer_kwargs")
+                raise ValueError(
+                    "`compile_updates=True` needs torch's Adam or AdamW with `fused=True`, which read their learning rates "
+                    f"from tensors, but `policy_kwargs` makes {type(optimizer).__name__} with optimizer_kwargs={kwargs}. "
+                    "Leave `optimizer_class` out and add fused=True to `optimizer_kwargs`, or pass compile_updates=False."
+                )
 
     @classmethod
     def _check_spaces(cls, observations: spaces.Space, actions: spaces.Space) -> None:
@@ -415,6 +428,15 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
                 f"{tuple(observations.shape)} it must be of shape (3, 2), but it is {got}. Work on the last dimension only, "
                 "for example `next_observations[..., 0]`, and keep no dimension of size 1."
             )
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        action, buffer_action = super()._sample_action(learning_starts, action_noise, n_envs)
+        # torch's distributions refuse such a policy's outputs themselves, but not in a process that has compiled anything
+        if not np.isfinite(buffer_action).all():
+            self._stop_diverged("the policy's outputs")
+        return action, buffer_action
 
     def _store_transition(
         self,
@@ -515,6 +537,7 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
                 self._captured_update = CompiledCall(self._update)
             self._captured_update(self._sample_batch(batch_size))
         else:
+            self._captured_update = None  # it would go on with learning rates of then
             self._sample_and_update(batch_size)
 
     def _sample_and_update(self, batch_size: int) -> None:
@@ -571,8 +594,12 @@ class ModelBasedAlgorithm(OffPolicyAlgorithm):
 
     @property
     def _graphs_updates(self) -> bool:
-        """Whether an update runs as a CUDA graph. SB3's gSDE reads from the device, which a graph must not."""
-        return self.cuda_graphs and self.device.type == "cuda" and self._samples_from_mirror and not self.use_sde
+        """
+        Whether an update runs as a CUDA graph. SB3's gSDE reads from the device, which a graph must not, and an optimiser
+        without ``capturable`` keeps its learning rate.
+        """
+        on_cuda = self.cuda_graphs and self.device.type == "cuda"
+        return on_cuda and self._samples_from_mirror and not self.use_sde and are_capturable(self._optimizers())
 
     @property
     def _compiles(self) -> bool:

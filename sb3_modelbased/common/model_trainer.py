@@ -294,13 +294,14 @@ class ModelTrainer:
         """
         :return: the eager gradient step, or the captured one
         """
+        if not (self.cuda_graphs or self.compiled):
+            self._captured_step = None  # it would go on with learning rates of then
+            return self._gradient_step
         if self._captured_step is None:
             size = self.world_model.ensemble_size, self.batch_size
-            if self.cuda_graphs:
-                self._captured_step = _GraphedStep(self._gradient_step, *size)
-            elif self.compiled:
-                self._captured_step = _CompiledStep(self._update, *size)
-        return self._captured_step or self._gradient_step
+            graphed = self.cuda_graphs
+            self._captured_step = _GraphedStep(self._gradient_step, *size) if graphed else _CompiledStep(self._update, *size)
+        return self._captured_step
 
     def _gradient_step(self, data: ReplayMirror, rows: th.Tensor) -> None:
         self._update(data[rows])
