@@ -1,6 +1,6 @@
 """
-A whole update compiled for a CPU. At batches of some hundred rows more than half of an update is not arithmetic but the
-hundreds of small operations around its matrix products; TorchInductor turns those between two products into one loop.
+A whole update compiled for a CPU. At batches of some hundred rows about half of an update is not its matrix products but
+the hundreds of small operations around them; TorchInductor turns those between two products into one loop.
 """
 
 import warnings
