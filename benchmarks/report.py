@@ -338,9 +338,12 @@ def returns_table(groups: Groups, steps: Sequence[int]) -> str:
             if not len(values):
                 cells.append("–")
                 continue
-            low, high = interval(values[:, None, None])[:, 0]
             short = f" ({len(values)} seeds)" if len(values) < len(runs) else ""
-            cells.append(f"{plain(interquartile_mean(values[:, None, None])[0])} [{plain(low)}, {plain(high)}]{short}")
+            cell = plain(interquartile_mean(values[:, None, None])[0])
+            if len(values) > 1:  # one seed has no interval
+                low, high = interval(values[:, None, None])[:, 0]
+                cell += f" [{plain(low)}, {plain(high)}]"
+            cells.append(cell + short)
         cells.append(", ".join(plain(run.at(steps[-1])) for run in runs))
         minutes = at_milestone(runs, steps[-1], "cpu_s") / 60
         updates = at_milestone(runs, steps[-1], "updates") / steps[-1]
@@ -421,7 +424,10 @@ def provenance_table(results: Sequence[Result]) -> str:
                     "; ".join(machines), str(resumed),
                 ]
             )  # fmt: skip
-    head = "A command makes these runs at their commit; some of the settings that variants are named after have changed since."
+    head = (
+        "A command makes these runs at their commit. Where a task's entry has changed since, its old runs were renamed to "
+        "variants: their command has no label."
+    )
     columns = ["task", "algorithm", "command", "hours: wall / CPU", "commit", "machine", "resumed runs"]
     return f"{head}\n\n{table(columns, rows)}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from sb3_modelbased import MAAC
+from sb3_modelbased import MAAC, MEMB, MPDP, SVG1
 from sb3_modelbased.common.model_based_algorithm import ModelBasedAlgorithm
 from sb3_modelbased.common.model_trainer import ModelTrainer
 
@@ -25,13 +25,14 @@ def test_links(page):
 @pytest.fixture
 def short_training(monkeypatch, tmp_path):
     """Everything but the length of training and fits is what the reader would run."""
-    learn, fit = MAAC.learn, ModelTrainer.fit
-    monkeypatch.setattr(MAAC, "learn", lambda self, total_timesteps, **kwargs: learn(self, 510, **kwargs))
+    learn, fit = ModelBasedAlgorithm.learn, ModelTrainer.fit
+    for cls in (MAAC, MEMB, MPDP):
+        monkeypatch.setattr(cls, "learn", lambda self, total_timesteps, **kwargs: learn(self, 510, **kwargs))
     monkeypatch.setattr(ModelTrainer, "fit", lambda self, data: vars(self).update(max_gradient_steps=20) or fit(self, data))
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("page", ["index.md", "components.md", "algos/maac.md"])
+@pytest.mark.parametrize("page", ["index.md", "components.md", "algos/maac.md", "algos/memb.md", "algos/mpdp.md"])
 def test_python_blocks_run(page, short_training):
     namespace = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
@@ -43,22 +44,31 @@ def names_in_tables(page):
     return {name for cell in cells for name in re.findall(r"`([\w/]+)`", cell)}
 
 
-def test_maac_page_names_every_parameter():
-    arguments = {name for cls in (MAAC, ModelBasedAlgorithm) for name in inspect.signature(cls).parameters}
+def names_on_page_of(cls):
+    """The pages of the others refer to MAAC's for what they share with it."""
+    page = {MEMB: "memb.md", SVG1: "memb.md", MPDP: "mpdp.md"}
+    shared = names_in_tables("algos/maac.md")
+    return shared if cls is MAAC else shared | names_in_tables(f"algos/{page[cls]}")
+
+
+@pytest.mark.parametrize("cls", [MAAC, MEMB, SVG1, MPDP])
+def test_page_names_every_parameter(cls):
+    arguments = {name for base in (cls, *cls.__bases__, ModelBasedAlgorithm) for name in inspect.signature(base).parameters}
     not_in_tables = {"policy", "env", "_init_setup_model", "kwargs", "unknown"}
-    assert arguments - not_in_tables <= names_in_tables("algos/maac.md")
+    assert arguments - not_in_tables <= names_on_page_of(cls)
 
 
-def test_maac_page_names_every_metric():
+@pytest.mark.parametrize("cls", [MAAC, MEMB, SVG1, MPDP])
+def test_page_names_every_metric(cls):
     written = set()
 
     class Names(KVWriter):
         def write(self, key_values, key_excluded, step=0):
             written.update(key_values)
 
-    model = MAAC("MlpPolicy", "Pendulum-v1", learning_starts=50, model_net_arch=(8,), model_gradient_steps=2, batch_size=8)
+    model = cls("MlpPolicy", "Pendulum-v1", learning_starts=50, model_net_arch=(8,), model_gradient_steps=2, batch_size=8)
     model.set_logger(Logger(None, [Names()]))
     model.learn(210, log_interval=1)
     ours = {name for name in written if name.startswith(("train/", "model/")) or name.endswith("_seconds")}
     assert "model/holdout_mse" in ours
-    assert ours <= names_in_tables("algos/maac.md")
+    assert ours <= names_on_page_of(cls)

@@ -473,6 +473,7 @@ def test_shared_features_extractor():
         ({"imagination_horizon": 0}, "`imagination_horizon`"),
         ({"value_expansion_horizon": 0}, "`value_expansion_horizon`"),
         ({"model_loss": "mse"}, "`model_loss` must be one of 'sampled_mse', 'nll'"),
+        ({"model_kwargs": {"loss_fn": nll_loss}}, "`model_kwargs` has a `loss_fn`, but MEMB's is `model_loss`"),
         ({"true_model": "pendulum"}, "`true_model` must be"),
         ({"true_model": "gymnasium"}, "Pendulum-v1"),
         ({"true_model": ColumnOfRewards()}, r"\(3, 2\), but they are \(3, 2, 3\), \(3, 2, 1\)"),

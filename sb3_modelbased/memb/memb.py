@@ -113,6 +113,8 @@ class MEMB(ModelBasedAlgorithm):
                 f"`model_loss` must be one of {', '.join(map(repr, MODEL_LOSSES))}, or a function (ensemble, mean, log_var, "
                 f"targets) -> loss, but it is {self.model_loss!r}. Leave it out for the paper's 'sampled_mse'."
             )
+        if "loss_fn" in (self.model_kwargs or {}):
+            raise ValueError("`model_kwargs` has a `loss_fn`, but MEMB's is `model_loss`. Give it there.")
 
     def _setup_model(self) -> None:
         super()._setup_model()
