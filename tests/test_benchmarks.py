@@ -507,7 +507,7 @@ def test_figure_scripts_train_with_the_settings_of_the_zoo(tmp_path):
     overrides = [word for text in small for word in ("--override", text)]
     folders = ["--results", str(tmp_path), "--images", str(tmp_path)]
     memb_figures.main(
-        ["--only", "true_model", "expansion2", "--seeds", "0", "--steps", "80", "--interval", "40", "--episodes", "1"]
+        ["--only", "true_model", "expansion2", "svg1", "--seeds", "0", "--steps", "80", "--interval", "40", "--episodes", "1"]
         + overrides
         + folders
     )
@@ -520,6 +520,8 @@ def test_figure_scripts_train_with_the_settings_of_the_zoo(tmp_path):
     assert float(rows[1]["w1_state"]) == pytest.approx(np.mean(dimensions))
     # A true model is never fitted
     assert read_csv(tmp_path / "memb_figures_true_model_s0.csv")[1][1]["w1_state"] == ""
+    svg1 = read_csv(tmp_path / "memb_figures_svg1_s0.csv")[0]["settings"]
+    assert "'imagination_horizon': 1" in svg1  # SVG(1) refuses the entry's longer horizon
     assert (tmp_path / "memb_figures.png").exists()
 
 
