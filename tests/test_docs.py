@@ -25,9 +25,13 @@ def test_links(page):
 @pytest.fixture
 def short_training(monkeypatch, tmp_path):
     """Everything but the length of training and fits is what the reader would run."""
-    learn, fit = ModelBasedAlgorithm.learn, ModelTrainer.fit
+
+    def shortened(learn):
+        return lambda self, total_timesteps, **kwargs: learn(self, 510, **kwargs)
+
+    fit = ModelTrainer.fit
     for cls in (MAAC, MEMB, MPDP):
-        monkeypatch.setattr(cls, "learn", lambda self, total_timesteps, **kwargs: learn(self, 510, **kwargs))
+        monkeypatch.setattr(cls, "learn", shortened(cls.learn))
     monkeypatch.setattr(ModelTrainer, "fit", lambda self, data: vars(self).update(max_gradient_steps=20) or fit(self, data))
     monkeypatch.chdir(tmp_path)
 
