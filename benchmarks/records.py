@@ -126,13 +126,15 @@ def git_commit() -> str:
 
 def cpu_model() -> str:
     """
-    :return: the processor's name and its number of cores, as the operating system gives them
+    :return: the processor's name and its number of cores, as the operating system gives them, and the libraries that are
+        loaded in front of the others, because they change speeds
     """
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         name = match[1].strip() if match else name
-    return f"{name}, {os.cpu_count()} cores"
+    preloaded = [Path(library).name for library in re.split("[: ]+", os.environ.get("LD_PRELOAD", "")) if library]
+    return ", ".join([name, f"{os.cpu_count()} cores", *(f"{library} preloaded" for library in preloaded)])
 
 
 def versions() -> dict[str, str]:
