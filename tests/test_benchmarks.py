@@ -26,7 +26,7 @@ import memb_figures  # noqa: E402
 import mpdp_figures  # noqa: E402
 import report  # noqa: E402
 import single_run  # noqa: E402
-from records import EVAL_SEED, Job, read_csv, write_csv  # noqa: E402
+from records import EVAL_SEED, Job, cpu_model, read_csv, write_csv  # noqa: E402
 
 SMALL = {"learning_starts": 60, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}}
 SMALL_MODEL = {"model_net_arch": [8], "model_gradient_steps": 5, "rollout_batch_size": 50, "model_train_freq": 40}
@@ -47,6 +47,14 @@ def result_of(job, folder):
 
 
 # -- Result files ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_machine_names_what_is_preloaded(monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    plain = cpu_model()
+    assert f"{os.cpu_count()} cores" in plain
+    monkeypatch.setenv("LD_PRELOAD", "/somewhere/libone.so:/elsewhere/libtwo.so")
+    assert cpu_model() == f"{plain}, libone.so preloaded, libtwo.so preloaded"
 
 
 def test_result_file_is_what_a_reader_expects(tmp_path):
