@@ -8,6 +8,9 @@ from zoo_plugins.common import ZooAlgorithm, convert_model_based_params, sample_
 if TYPE_CHECKING:
     import optuna
 
+# Of STEVE-DDPG (Buckman et al., 2018)
+MAX_STEVE_HORIZON = 3
+
 
 def sample_maac_params(trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict) -> dict[str, Any]:
     """
@@ -20,7 +23,7 @@ def sample_maac_params(trial: "optuna.Trial", n_actions: int, n_envs: int, addit
     :return: arguments of the constructor
     """
     sampled_params = sample_model_based_params(trial)
-    sampled_params["horizon"] = trial.suggest_int("horizon", 1, 10)
+    sampled_params["horizon"] = trial.suggest_int("horizon", 1, 10, log=True)
     sampled_params["critic_targets"] = trial.suggest_categorical("critic_targets", ["on_policy", "steve", "one_step"])
     # None: all pairs of the imagined trajectories. It only matters for "on_policy"
     sampled_params["critic_batch_size"] = trial.suggest_categorical("critic_batch_size", [None, 256, 512])
@@ -39,6 +42,9 @@ def convert_maac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     # Both, because the YAML may have set either
     hyperparams["on_policy_critic"] = critic_targets == "on_policy"
     hyperparams["steve"] = critic_targets == "steve"
+    if hyperparams["steve"]:
+        # Each elite follows a trajectory of its own: with the actor's longest horizons one trial would take hours
+        hyperparams["steve_horizon"] = min(hyperparams["horizon"], MAX_STEVE_HORIZON)
     return hyperparams
 
 
