@@ -1,7 +1,7 @@
 /*
- * For AMD processors that have AVX-512. MKL, which PyTorch multiplies matrices with, takes its AVX2 code on them; with these two
- * functions in front of its own it takes its AVX-512 code. The allocator keeps the memory of large tensors instead of
- * returning it to the system after every operation. Neither changes what is computed beyond the order of sums.
+ * For AMD processors that have AVX-512. MKL, which PyTorch multiplies matrices with, does not take its AVX-512 code on them; with these
+ * two functions in front of its own it does. The allocator keeps the memory of large tensors instead of
+ * returning it to the system after every operation. Neither changes what is computed beyond rounding.
  *
  *     gcc -O2 -shared -fPIC -o libmklavx512.so benchmarks/mklavx512.c
  *     LD_PRELOAD=$PWD/libmklavx512.so python benchmarks/learning.py ...

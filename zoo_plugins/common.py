@@ -39,8 +39,7 @@ def sample_model_based_params(trial: "optuna.Trial") -> dict[str, Any]:
     value_learning_rate = trial.suggest_float("value_learning_rate", 1e-4, 0.004, log=True)
     # Polyak coeff
     tau = trial.suggest_float("tau", 0.001, 0.08, log=True)
-    # Update to data ratio, for n_envs=1 and train_freq=1. All measured entries lie between 1 and 5, and a trial's time is
-    # nearly proportional to it
+    # Update to data ratio, for n_envs=1 and train_freq=1. All measured entries lie between 1 and 5
     gradient_steps = trial.suggest_categorical("gradient_steps", [1, 2, 3, 5])
     # A fixed coefficient, or a learned one with its initial value
     ent_coef = trial.suggest_categorical("ent_coef", ["auto", "auto_0.1", 0.2, 0.05, 0.01])

@@ -43,7 +43,7 @@ def convert_maac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     hyperparams["on_policy_critic"] = critic_targets == "on_policy"
     hyperparams["steve"] = critic_targets == "steve"
     if hyperparams["steve"]:
-        # Each elite follows a trajectory of its own: with the actor's longest horizons one trial would take hours
+        # Each elite follows a trajectory of its own, which makes these steps the most expensive ones
         hyperparams["steve_horizon"] = min(hyperparams["horizon"], MAX_STEVE_HORIZON)
     return hyperparams
 
